@@ -1,0 +1,21 @@
+"""Child registries of mmengine's under the scope `mmcae`: what makes `type='mmcae.X'` buildable from any OpenMMLab config.
+
+`locations` name the packages that mmengine imports when something of ours is first looked up, so nothing has to be listed in
+`custom_imports`.
+"""
+
+from mmengine import registry as parent
+
+MODELS = parent.Registry('model', parent=parent.MODELS, scope='mmcae', locations=['mmcae.models'])
+DATASETS = parent.Registry('dataset', parent=parent.DATASETS, scope='mmcae', locations=['mmcae.datasets'])
+DATA_SAMPLERS = parent.Registry('data sampler', parent=parent.DATA_SAMPLERS, scope='mmcae', locations=['mmcae.datasets'])
+TRANSFORMS = parent.Registry('transform', parent=parent.TRANSFORMS, scope='mmcae', locations=['mmcae.datasets.transforms'])
+HOOKS = parent.Registry('hook', parent=parent.HOOKS, scope='mmcae', locations=['mmcae.engine'])
+OPTIM_WRAPPERS = parent.Registry('optim_wrapper', parent=parent.OPTIM_WRAPPERS, scope='mmcae', locations=['mmcae.engine'])
+OPTIM_WRAPPER_CONSTRUCTORS = parent.Registry(
+    'optimizer wrapper constructor', parent=parent.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmcae', locations=['mmcae.engine']
+)
+PARAM_SCHEDULERS = parent.Registry('parameter scheduler', parent=parent.PARAM_SCHEDULERS, scope='mmcae', locations=['mmcae.engine'])
+LOOPS = parent.Registry('loop', parent=parent.LOOPS, scope='mmcae', locations=['mmcae.evaluation'])
+METRICS = parent.Registry('metric', parent=parent.METRICS, scope='mmcae', locations=['mmcae.evaluation'])
+VISUALIZERS = parent.Registry('visualizer', parent=parent.VISUALIZERS, scope='mmcae', locations=['mmcae.visualization'])
