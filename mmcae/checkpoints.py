@@ -1,0 +1,385 @@
+"""Checkpoints of CAE in every layout people have: reading, renaming, and loading them strictly.
+
+The pivot is mmcae's own layout: `backbone.` (the encoder, under BEiT's names), `regressor.`, `decoder.` and the position table
+`pos_embed` that the latter two share. Every other layout is one table of renamings:
+
+==================  ==================================================================  =====================
+kind                what it is                                                          recognised by
+==================  ==================================================================  =====================
+mmcae               ours: pretraining, and every model with CAEViT as `backbone`        `backbone.blocks.`
+official            the authors' pretraining                                            `encoder.blocks.`
+mmpretrain          CAE or BEiTViT of mmpretrain and mmselfsup                          `backbone.layers.`
+encoder             an encoder alone; ours, the authors', and timm's BEiT agree         `blocks.`
+mmpretrain-encoder  mmpretrain's backbone alone                                         `layers.`
+==================  ==================================================================  =====================
+"""
+
+import argparse
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from .utils.errors import CheckpointError
+
+StateDict = dict[str, Tensor]
+
+# (theirs, ours), matched at the start of a key, first match wins. {n} stands for a number, {x} for one of q, k, v.
+OFFICIAL = (
+    ('encoder.', 'backbone.'),
+    ('encoder_to_regresser.', 'regressor.project.0.'),
+    ('encoder_to_regresser_norm.', 'regressor.project.1.'),
+    ('mask_token', 'regressor.mask_token'),
+    ('rd_pos_embed', 'pos_embed'),
+    ('regresser.regressor_blocks.{n}.norm1_{x}.', 'regressor.blocks.{n}.norm_{x}.'),
+    ('regresser.regressor_blocks.{n}.norm2_cross.', 'regressor.blocks.{n}.norm2.'),
+    ('regresser.regressor_blocks.{n}.cross_attn.', 'regressor.blocks.{n}.attn.'),
+    ('regresser.regressor_blocks.{n}.mlp_cross.', 'regressor.blocks.{n}.mlp.'),
+    ('regresser.regressor_blocks.{n}.gamma_1_cross', 'regressor.blocks.{n}.gamma_1'),
+    ('regresser.regressor_blocks.{n}.gamma_2_cross', 'regressor.blocks.{n}.gamma_2'),
+    ('regresser.norm.', 'regressor.norm.'),
+    ('decoder.decoder_blocks.', 'decoder.blocks.'),
+    ('decoder.norm.', 'decoder.norm.'),
+    ('decoder.head.', 'decoder.head.'),
+)
+# The authors' downstream code recognises a pretraining checkpoint by its last key, which must be the decoder's.
+OFFICIAL_ORDER = ('rd_pos_embed', 'mask_token', 'encoder.', 'alignment_encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.')
+
+
+def _mmpretrain_blocks(theirs: str, ours: str) -> tuple:
+    return (
+        (f'{theirs}.{{n}}.ln1.', f'{ours}.{{n}}.norm1.'),
+        (f'{theirs}.{{n}}.ln2.', f'{ours}.{{n}}.norm2.'),
+        (f'{theirs}.{{n}}.ffn.layers.0.0.', f'{ours}.{{n}}.mlp.fc1.'),
+        (f'{theirs}.{{n}}.ffn.layers.1.', f'{ours}.{{n}}.mlp.fc2.'),
+        (f'{theirs}.{{n}}.', f'{ours}.{{n}}.'),
+    )
+
+
+MMPRETRAIN = (
+    *_mmpretrain_blocks('backbone.layers', 'backbone.blocks'),
+    ('backbone.patch_embed.projection.', 'backbone.patch_embed.proj.'),
+    ('backbone.ln1.', 'backbone.norm.'),
+    ('backbone.ln2.', 'backbone.norm.'),
+    ('backbone.', 'backbone.'),
+    ('neck.mask_token', 'regressor.mask_token'),
+    ('neck.regressors.{n}.norm1_{x}_cross.', 'regressor.blocks.{n}.norm_{x}.'),
+    ('neck.regressors.{n}.norm2_cross.', 'regressor.blocks.{n}.norm2.'),
+    ('neck.regressors.{n}.cross_attn.', 'regressor.blocks.{n}.attn.'),
+    ('neck.regressors.{n}.ffn.layers.0.0.', 'regressor.blocks.{n}.mlp.fc1.'),
+    ('neck.regressors.{n}.ffn.layers.1.', 'regressor.blocks.{n}.mlp.fc2.'),
+    ('neck.regressors.{n}.gamma_1_cross', 'regressor.blocks.{n}.gamma_1'),
+    ('neck.regressors.{n}.gamma_2_cross', 'regressor.blocks.{n}.gamma_2'),
+    ('neck.norm_regressor.', 'regressor.norm.'),
+    *_mmpretrain_blocks('neck.decoders', 'decoder.blocks'),
+    ('neck.norm_decoder.', 'decoder.norm.'),
+    ('neck.head.', 'decoder.head.'),
+)
+# What other layouts carry and ours does not need: copies of the encoder, the frozen tokenizer, recomputed buffers.
+REDUNDANT = re.compile(r'(alignment_encoder|teacher|target_generator|data_preprocessor)\.|.*\brelative_position_index$')
+# What wrappers of distributed training, compilation and activation checkpointing put into names.
+WRAPPERS = re.compile(r'(?:^|(?<=\.))(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.')
+ENCODER_PARTS = ('cls_token', 'pos_embed', 'patch_embed.', 'blocks.', 'norm.', 'fc_norm.')
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Everything a checkpoint file holds, without ever running code from it.
+
+    Args:
+        path: A file written by torch.save (mmengine's, the authors', ...), or a .safetensors file.
+
+    Returns:
+        The file's content, on the CPU.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, or it holds objects other than tensors and plain data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
+        raise CheckpointError(f'There is no checkpoint {path}' + (f'; beside it are {", ".join(near)}' if near else ''))
+    if path.suffix == '.safetensors':
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        # The authors put their parsed arguments into the file: a Namespace is plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as error:
+        culprit = re.search(r'GLOBAL (\S+)|Unsupported (?:global|class|operand)[^\n]*', str(error))
+        raise CheckpointError(
+            f'{path} was refused: it holds {culprit[1] or culprit[0] if culprit else "objects"} where only tensors and plain data are '
+            "allowed, because loading anything else can run code. For OpenAI's tokenizer use tools/model_converters/convert.py; "
+            f'for other files save the state_dict alone. ({str(error).splitlines()[0]})'
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f'{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})') from error
+
+
+def state_dict_of(content: Mapping) -> StateDict:
+    """The state dict inside a checkpoint's content, with the names that wrappers add taken off."""
+    for container in ('state_dict', 'model', 'module'):
+        if isinstance(content.get(container), Mapping):
+            content = content[container]
+            break
+    state = {WRAPPERS.sub('', key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if state and all(key.startswith('module.') for key in state):
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
+    return state
+
+
+def load_state(source: str | Path | Mapping) -> StateDict:
+    """The state dict of a file, or of a mapping that is a checkpoint's content or already a state dict."""
+    content = source if isinstance(source, Mapping) else read_checkpoint(source)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'{source} holds a {type(content).__name__}, not a checkpoint')
+    state = state_dict_of(content)
+    if not state:
+        raise CheckpointError(f'{name_of(source)} holds no tensors: is it a checkpoint?')
+    return state
+
+
+def name_of(source) -> str:
+    return 'the given state dict' if isinstance(source, Mapping) else str(source)
+
+
+def detect_kind(state: Mapping) -> str:
+    """Which of the kinds in this module's docstring the keys of a state dict belong to.
+
+    Raises:
+        CheckpointError: None of them.
+    """
+    for kind, prefix in (
+        ('official', 'encoder.blocks.'),
+        ('mmcae', 'backbone.blocks.'),
+        ('mmpretrain', 'backbone.layers.'),
+        ('encoder', 'blocks.'),
+        ('mmpretrain-encoder', 'layers.'),
+    ):
+        if any(key.startswith(f'{prefix}0.') for key in state) and any('attn.qkv' in key for key in state):
+            return kind
+    raise CheckpointError(
+        f'This is no CAE checkpoint of a known layout; its keys begin with {", ".join(list(state)[:3])} ... '
+        'Known are those of mmcae, the authors (Atten4Vis/CAE), mmpretrain, mmselfsup, and BEiT encoders of timm.'
+    )
+
+
+# ---------------------------------------------------------------- renaming
+
+
+def convert_official(state: Mapping) -> StateDict:
+    """The authors' pretraining state dict under mmcae's names. The alignment encoder is left out: it equals the encoder."""
+    return _with_latent_positions(_rename(state, OFFICIAL))
+
+
+def to_official(state: Mapping) -> StateDict:
+    """The inverse of :func:`convert_official`, with the copy of the encoder that the authors' loader expects, in their order."""
+    state = _rename(_without_redundant(state), [(ours, theirs) for theirs, ours in OFFICIAL])
+    state |= {f'alignment_{key}': value for key, value in state.items() if key.startswith('encoder.')}
+    if 'rd_pos_embed' in state:
+        table = state['rd_pos_embed']
+        state['rd_pos_embed'] = torch.cat((torch.zeros_like(table[:, :1]), table), dim=1)
+    rank = {key: next(i for i, prefix in enumerate(OFFICIAL_ORDER) if key.startswith(prefix)) for key in state}
+    return {key: state[key] for key in sorted(state, key=rank.get)}
+
+
+def convert_mmpretrain(state: Mapping) -> StateDict:
+    """A state dict of mmpretrain's CAE, or of any of its models on BEiTViT, under mmcae's names; tokenizer and teacher left out."""
+    heads = {key for key in state if not re.match(r'(backbone|neck|teacher|target_generator|data_preprocessor)\.', key)}
+    return _with_latent_positions(_rename({k: v for k, v in state.items() if k not in heads}, MMPRETRAIN))
+
+
+def to_mmpretrain(state: Mapping, pool: str = 'token') -> StateDict:
+    """The inverse of :func:`convert_mmpretrain`; the encoder is repeated as the teacher that mmpretrain keeps.
+
+    Args:
+        state: State dict under mmcae's names, whole or encoder only (with the prefix `backbone.`).
+        pool: Which of BEiTViT's norms gets the encoder's: 'token' the one it has with out_type='cls_token' (and in pretraining),
+            'avg' the one it has with out_type='avg_featmap'.
+
+    Raises:
+        CheckpointError: The regressor is of another width than the encoder, which mmpretrain cannot express.
+    """
+    if any(key.startswith('regressor.project.') for key in state):
+        raise CheckpointError('mmpretrain has no projection between encoder and regressor: it needs both to have the same width')
+    state = {key: value for key, value in _without_redundant(state).items() if key != 'pos_embed'}
+    inverse = [(ours, theirs) for theirs, ours in MMPRETRAIN if not theirs.startswith('backbone.ln')]
+    inverse.insert(0, ('backbone.norm.', 'backbone.ln2.' if _is_average(pool) else 'backbone.ln1.'))
+    renamed = _rename(state, inverse)
+    if any(key.startswith('neck.') for key in renamed):
+        renamed |= {key.replace('backbone.', 'teacher.', 1): value for key, value in renamed.items() if key.startswith('backbone.')}
+    return renamed
+
+
+def convert_timm(state: Mapping) -> StateDict:
+    """timm's BEiT state dict as an mmcae state dict with an encoder alone (the prefix `backbone.`); its classifier left out."""
+    state = {key.replace('fc_norm.', 'norm.', 1): value for key, value in _without_redundant(state).items()}
+    return {f'backbone.{key}': value for key, value in state.items() if key.startswith(ENCODER_PARTS)}
+
+
+def to_timm(state: Mapping, pool: str = 'token') -> StateDict:
+    """The encoder under the names of timm's BEiT (`timm.create_model('beit_base_patch16_224', ...)`).
+
+    Args:
+        state: State dict under mmcae's names.
+        pool: 'token' for models made with `global_pool='token'`, which normalise all tokens; 'avg' for `global_pool='avg'`,
+            timm's default, which normalise the mean over the patches.
+    """
+    encoder = encoder_of(state)
+    return {key.replace('norm.', 'fc_norm.', 1) if _is_average(pool) and key.startswith('norm.') else key: value for key, value in encoder.items()}
+
+
+def to_mmcae(state: Mapping, kind: str | None = None) -> StateDict:
+    """A state dict of any kind (see the module's docstring) under mmcae's names; keys that belong to none of its parts stay."""
+    kind = kind or detect_kind(state)
+    if kind == 'official':
+        return convert_official(state)
+    if kind == 'mmpretrain':
+        return convert_mmpretrain(state)
+    if kind == 'mmpretrain-encoder':
+        return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if not key.startswith('head')})
+    if kind in ('encoder', 'timm'):
+        return convert_timm(state)
+    if kind == 'mmcae':
+        return _without_redundant(state)
+    raise CheckpointError(f"Unknown kind of checkpoint {kind!r}: 'official', 'mmpretrain', 'mmpretrain-encoder', 'encoder', 'timm' or 'mmcae'")
+
+
+def encoder_of(state: Mapping) -> StateDict:
+    """The encoder alone out of a state dict under mmcae's names, without prefix."""
+    return {key.removeprefix('backbone.'): value for key, value in _without_redundant(state).items() if key.startswith('backbone.')}
+
+
+def _is_average(pool: str) -> bool:
+    if pool not in ('token', 'avg'):
+        raise CheckpointError(f"pool must be 'token' or 'avg', got {pool!r}")
+    return pool == 'avg'
+
+
+def _without_redundant(state: Mapping) -> StateDict:
+    return {key: value for key, value in state.items() if not REDUNDANT.match(key)}
+
+
+def _rename(state: Mapping, table: Iterable[tuple[str, str]]) -> StateDict:
+    rules = [(re.compile(re.escape(old).replace(r'\{n\}', r'(\d+)').replace(r'\{x\}', '([qkv])')), new) for old, new in table]
+    renamed = {}
+    for key, value in _without_redundant(state).items():
+        for pattern, new in rules:
+            match = pattern.match(key)
+            if match:
+                values = iter(match.groups())
+                renamed[re.sub(r'\{.\}', lambda _: next(values), new) + key[match.end() :]] = value  # noqa: B023
+                break
+        else:
+            raise CheckpointError(f'The key {key!r} belongs to no known part of CAE: is this really such a checkpoint?')
+    return renamed
+
+
+def _with_latent_positions(state: StateDict) -> StateDict:
+    """Bring the regressor's position table into our form: without a row for cls, and present wherever there is a regressor."""
+    if 'pos_embed' in state:
+        state['pos_embed'] = state['pos_embed'][:, 1:]
+    elif 'regressor.mask_token' in state and 'backbone.pos_embed' in state:
+        state['pos_embed'] = state['backbone.pos_embed'][:, 1:]
+    return state
+
+
+# ---------------------------------------------------------------- loading
+
+
+def pretrained_source(init_cfg) -> dict | None:
+    """The arguments of :func:`load_encoder` in `init_cfg=dict(type='Pretrained', checkpoint=...)`, or None without one."""
+    if not init_cfg:
+        return None
+    settings = dict(init_cfg[0] if isinstance(init_cfg, (list, tuple)) else init_cfg)
+    if settings.pop('type', 'Pretrained') != 'Pretrained':
+        raise CheckpointError(f"init_cfg={init_cfg}: only dict(type='Pretrained', checkpoint=PATH) is known here")
+    unknown = set(settings) - {'checkpoint', 'allow_missing'}
+    if unknown or not settings.get('checkpoint'):
+        raise CheckpointError(f'init_cfg={init_cfg} needs `checkpoint` and may have `allow_missing`; unknown: {sorted(unknown)}')
+    return settings
+
+
+def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_missing: Iterable[str] = ()) -> str:
+    """Load an encoder out of a checkpoint of any kind; report what happened, and fail unless the encoder is fully covered.
+
+    Args:
+        encoder: A :class:`mmcae.models.CAEViT`.
+        checkpoint: Path, or a checkpoint's content.
+        allow_missing: Parts of names that need not be in the checkpoint, e.g. `relative_position_bias_table`, which pretraining
+            does not have.
+
+    Returns:
+        The report, which is also logged.
+
+    Raises:
+        CheckpointError: See :func:`load_strictly`.
+    """
+    state = load_state(checkpoint)
+    kind = detect_kind(state)
+    ours = to_mmcae(state, kind)
+    encoder_state = encoder_of(ours)
+    if isinstance(encoder.norm, nn.Identity):
+        # The dense protocols do without the final norm on purpose.
+        encoder_state = {key: value for key, value in encoder_state.items() if not key.startswith('norm.')}
+    return load_strictly(encoder, encoder_state, f'{name_of(checkpoint)} ({kind})', allow_missing, unused=len(ours) - len(encoder_state))
+
+
+def load_strictly(
+    module: nn.Module, state: Mapping, origin: str, allow_missing: Iterable[str] = (), unused: int = 0
+) -> str:
+    """Load a state dict that has to cover the module; report matched, resized, missing and unexpected tensors.
+
+    Args:
+        module: What to load into. Its own hooks may resize tables to its grid.
+        state: State dict under the module's names.
+        origin: Where it comes from, for messages.
+        allow_missing: Parts of names that may be missing; they keep their present values.
+        unused: Number of tensors of the checkpoint that are not meant for this module, for the report.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected or of another shape. The message names the first ones and the remedy.
+            The module is unchanged then.
+    """
+    allow_missing = tuple(allow_missing)
+    target = module.state_dict()
+    missing = [key for key in target if key not in state]
+    excused = [key for key in missing if any(part in key for part in allow_missing)]
+    absent = [key for key in missing if key not in excused]
+    unexpected = [key for key in state if key not in target]
+    fitted = module.fit_state_dict(state) if hasattr(module, 'fit_state_dict') else dict(state)
+    resized = [key for key in state if key in target and fitted[key].shape != state[key].shape]
+    clashes = [
+        f'{key} {tuple(fitted[key].shape)} in the checkpoint, {tuple(target[key].shape)} in the model'
+        for key in state
+        if key in target and fitted[key].shape != target[key].shape
+    ]
+    name = type(module).__name__
+    if absent or unexpected or clashes:
+        problems = [
+            f'{len(found)} {what}: {"; ".join(found[:3])}{" ..." if len(found) > 3 else ""}'
+            for found, what in ((absent, 'missing'), (unexpected, 'unexpected'), (clashes, 'of another shape'))
+            if found
+        ]
+        raise CheckpointError(
+            f'{origin} does not fit this {name} ({len(state) - len(unexpected) - len(clashes)} of {len(target)} tensors match). '
+            + '. '.join(problems)
+            + '. Give the model the arch, patch_size and in_channels of the checkpoint; convert other layouts with '
+            'tools/model_converters/convert.py; list what may be missing in init_cfg.allow_missing.'
+        )
+    # strict=False only for what was excused above.
+    module.load_state_dict({key: fitted[key] for key in state}, strict=False)
+    report = f'{name}: {len(state)} of {len(target)} tensors loaded from {origin}'
+    report += f', {len(resized)} of them resized ({", ".join(resized[:3])}{" ..." if len(resized) > 3 else ""})' if resized else ''
+    report += f'; {len(excused)} not in it and left as they are ({", ".join(allow_missing)})' if excused else ''
+    report += f'; {unused} tensors of other parts unused' if unused else ''
+    print_log(report, logger='current')
+    return report

@@ -1,0 +1,8 @@
+"""Models: the five boxes of CAE, and what carries its encoder into other tasks."""
+
+from .cae import CAE
+from .decoder import CAEDecoder
+from .regressor import LatentContextualRegressor
+from .vit import CAEViT
+
+__all__ = ['CAE', 'CAEDecoder', 'CAEViT', 'LatentContextualRegressor']

@@ -1,0 +1,188 @@
+"""The transformer parts that encoder, regressor and decoder are made of: attention, block, position table, initialisation.
+
+Parameter names are BEiT's (and timm's), so that encoder weights travel between the libraries without renaming.
+"""
+
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath, Mlp
+from torch import Tensor, nn
+
+from .relative_position import relative_position_bias, table_length
+
+LAYER_NORM_EPS = 1e-6
+INIT_STD = 0.02
+
+
+def layer_scale(dim: int, init_value: float) -> nn.Parameter | None:
+    """The per-channel factor of a residual branch, shape (dim,), or None where `init_value` is 0."""
+    return nn.Parameter(torch.full((dim,), float(init_value))) if init_value else None
+
+
+def add_residual(x: Tensor, branch: Tensor, gamma: Tensor | None, drop_path: nn.Module) -> Tensor:
+    """`x + drop_path(gamma * branch)`, all of shape (B, n, C)."""
+    return x + drop_path(branch if gamma is None else gamma * branch)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection, biased queries and values, and unbiased keys (as in BEiT).
+
+    Args:
+        dim: Width C of the tokens.
+        num_heads: Number of heads; each is `dim // num_heads` wide, so the inner width is smaller than `dim` where it does not divide.
+        bias_grid: (h, w) of the patch grid for which to learn a relative position bias, or None for no bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias_grid: tuple[int, int] | None = None):
+        super().__init__()
+        self.num_heads = num_heads
+        inner = dim // num_heads * num_heads
+        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(inner))
+        self.v_bias = nn.Parameter(torch.zeros(inner))
+        self.register_buffer('k_bias', torch.zeros(inner), persistent=False)
+        self.proj = nn.Linear(inner, dim)
+        self.bias_grid = bias_grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(table_length(bias_grid), num_heads)) if bias_grid else None
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """(B, n, C) -> (B, n, C). `grid` is the patch grid behind the tokens; only the relative position bias needs it."""
+        batch, length, _ = x.shape
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, bias).reshape(batch, length, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None
+        if self.bias_grid:
+            mask = relative_position_bias(self.relative_position_bias_table, self.bias_grid, grid or self.bias_grid).to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: `x + g1 * attention(LN(x))`, then `x + g2 * mlp(LN(x))`.
+
+    Args:
+        dim: Width C of the tokens.
+        num_heads: Number of attention heads.
+        hidden: Width of the MLP's hidden layer; 4 C where not given.
+        drop_path: Probability in [0, 1) of dropping a residual branch, per sample.
+        init_value: Initial value of the layer scale g1, g2; 0 leaves it out.
+        bias_grid: See :class:`SelfAttention`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden: int | None = None,
+        drop_path: float = 0.0,
+        init_value: float = 0.0,
+        bias_grid: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = SelfAttention(dim, num_heads, bias_grid)
+        self.gamma_1 = layer_scale(dim, init_value)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, hidden or 4 * dim)
+        self.gamma_2 = layer_scale(dim, init_value)
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """(B, n, C) -> (B, n, C)."""
+        x = add_residual(x, self.attn(self.norm1(x), grid), self.gamma_1, self.drop_path)
+        return add_residual(x, self.mlp(self.norm2(x)), self.gamma_2, self.drop_path)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Rates that rise linearly from 0 in the first block to `rate` in the last (stochastic depth)."""
+    return torch.linspace(0, rate, depth).tolist()
+
+
+def pick(tokens: Tensor, index: Tensor) -> Tensor:
+    """Tokens (B, N, C), or one table (1, N, C) for all, at positions `index` (B, n) -> (B, n, C)."""
+    tokens = tokens.expand(index.shape[0], -1, -1)
+    return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos_position_table(grid: tuple[int, int], dim: int) -> Tensor:
+    """The fixed position table of MoCo v3 and MAE for a patch grid in raster order.
+
+    The first half of each row encodes the patch's row, the second half its column, each as sines followed by cosines.
+
+    Args:
+        grid: (h, w) in patches, square or not.
+        dim: Width of the table, a multiple of 4.
+
+    Returns:
+        float32 tensor of shape (1, h * w, dim), values in [-1, 1].
+    """
+    if dim % 4:
+        raise ValueError(f'A sin-cos position table needs a width that is a multiple of 4, got {dim}: choose other embed_dims.')
+    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing='ij')
+    omega = torch.arange(dim // 4, dtype=torch.float32) / (dim // 4)
+    omega = 1.0 / 10000**omega
+    waves = [position.flatten()[:, None] * omega[None] for position in (rows, columns)]
+    return torch.cat([half for wave in waves for half in (wave.sin(), wave.cos())], dim=1)[None]
+
+
+def resize_position_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int], by_scale: bool = False) -> Tensor:
+    """Bicubic resizing of a position table, as the paper's downstream protocols do it.
+
+    Args:
+        table: (1, h * w, C) in raster order, without the cls token.
+        source: (h, w) of the table.
+        grid: (h, w) wanted.
+        by_scale: Let the scale factor `(wanted + 0.1) / source` place the samples (what the detection protocol does at every
+            forward), not the two sizes (what is done once, when a checkpoint is loaded). The values differ slightly.
+
+    Returns:
+        (1, grid[0] * grid[1], C); the table itself where the grids are equal.
+    """
+    if tuple(source) == tuple(grid):
+        return table
+    maps = table.reshape(1, *source, -1).permute(0, 3, 1, 2)
+    if by_scale:
+        scale = tuple((wanted + 0.1) / given for wanted, given in zip(grid, source, strict=True))
+        maps = F.interpolate(maps, scale_factor=scale, mode='bicubic', align_corners=False)
+    else:
+        maps = F.interpolate(maps, size=tuple(grid), mode='bicubic', align_corners=False)
+    return maps.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@torch.no_grad()
+def trunc_normal_(tensor: Tensor) -> Tensor:
+    """N(0, 0.02) cut at +-0.02, in place: the authors' truncation, which leaves a standard deviation of about 0.0108."""
+    return nn.init.trunc_normal_(tensor, std=INIT_STD, a=-INIT_STD, b=INIT_STD)
+
+
+@torch.no_grad()
+def init_stack(stack: nn.Module, style: str = 'xavier'):
+    """Initialise encoder, regressor or decoder in place, as section 1.10 of the reference describes.
+
+    Args:
+        stack: The module; its transformer blocks are those in `stack.blocks`.
+        style: 'xavier' (the paper's base model): every linear layer xavier-uniform, the fused qkv as one matrix. 'beit' (for large
+            models): cut normal, and the layers that end block l's residual branches divided by sqrt(2 l).
+    """
+    if style not in ('xavier', 'beit'):
+        raise ValueError(f"weight_init must be 'xavier' or 'beit', got {style!r}")
+    for name, parameter in stack.named_parameters():
+        if name.endswith(('cls_token', 'mask_token')):
+            trunc_normal_(parameter)
+        elif name.endswith(('q_bias', 'v_bias', 'relative_position_bias_table')):
+            parameter.zero_()
+    for name, module in stack.named_modules():
+        if isinstance(module, nn.LayerNorm) or (style == 'beit' and name == 'project.0'):
+            module.reset_parameters()  # torch's own start
+        elif isinstance(module, nn.Conv2d):
+            trunc_normal_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight) if style == 'xavier' else trunc_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    if style == 'beit':
+        for depth, block in enumerate(stack.blocks, 1):
+            for layer in (block.attn.proj, block.mlp.fc2):
+                layer.weight.div_((2 * depth) ** 0.5)

@@ -1,0 +1,273 @@
+"""CAEViT: the vision transformer that pretraining trains and classification, detection and segmentation use."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..checkpoints import load_encoder, pretrained_source
+from ..registry import MODELS
+from ..utils.errors import CheckpointError
+from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, resize_position_table, sincos_position_table
+from .relative_position import CLS_ROWS, resize_bias_table, table_length
+
+# Table of section 1.1 of the reference: tiny and small have 12 heads too.
+ARCHITECTURES = {
+    'tiny': dict(embed_dims=192, num_layers=12, num_heads=12),
+    'small': dict(embed_dims=384, num_layers=12, num_heads=12),
+    'base': dict(embed_dims=768, num_layers=12, num_heads=12),
+    'large': dict(embed_dims=1024, num_layers=24, num_heads=16),
+}
+OUT_TYPES = ('cls_token', 'avg_featmap', 'featmap', 'raw')
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into patches and projects each to a token: (B, in_channels, H, W) -> (B, N, C) in raster order."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int]):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+@MODELS.register_module()
+class CAEViT(BaseModule):
+    """The encoder of CAE (arXiv 2202.03026, section 3), and the same class as backbone of what follows.
+
+    A plain pre-norm ViT with a cls token, a fixed sin-cos position table and layer scale. Parameter names are BEiT's.
+
+    Args:
+        arch: 'tiny', 'small', 'base', 'large', or a dict with `embed_dims`, `num_layers`, `num_heads` and optionally
+            `feedforward_channels` (4 * embed_dims where absent).
+        img_size: Pixels, (h, w) or one number for both, whose patch grid the position table and the bias tables are made for.
+            Inputs of other sizes are fine: the tables are resized to them.
+        patch_size: Pixels, (h, w) or one number for both. Inputs must be multiples of it.
+        in_channels: Channels of the images.
+        drop_path_rate: Stochastic depth of the last block in [0, 1); earlier blocks have linearly less, the first none.
+        layer_scale_init_value: Initial layer scale; 0 leaves layer scale out.
+        use_rel_pos_bias: Learn a relative position bias in every block, zero at the start.
+        out_indices: Blocks after which :meth:`forward` gives an output; negative ones count from the end.
+        out_type: What :meth:`forward` gives for each of them: 'cls_token' (B, C); 'avg_featmap' (B, C), the final norm of the mean
+            over the patch tokens; 'featmap' (B, C, h, w), contiguous; 'raw' (B, 1 + h * w, C), the cls token first.
+        final_norm: Apply the final LN to the output of the last block. The dense protocols of the paper do without.
+        frozen_stages: Number of blocks, from the first, that are not trained and stay in eval mode, together with the embeddings;
+            all blocks freeze the final norm too. -1: nothing is frozen.
+        with_cp: Recompute the blocks' activations in the backward pass to save memory (gradient checkpointing).
+        init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads an encoder through the strict loader of
+            :mod:`mmcae.checkpoints`: any mmcae, official or mmpretrain CAE checkpoint.
+
+    Raises:
+        ValueError: An unknown `arch` or `out_type`, an `img_size` or input that the patches do not tile, a block that is not there.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 'base',
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_channels: int = 3,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.1,
+        use_rel_pos_bias: bool = False,
+        out_indices: int | Sequence[int] = -1,
+        out_type: str = 'cls_token',
+        final_norm: bool = True,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ):
+        super().__init__(init_cfg)
+        sizes = resolve_arch(arch)
+        self.embed_dims, self.num_layers = sizes['embed_dims'], sizes['num_layers']
+        self.patch_size = to_2tuple(patch_size)
+        self.grid = self.grid_of(to_2tuple(img_size))
+        if out_type not in OUT_TYPES:
+            raise ValueError(f'out_type={out_type!r} is none of {OUT_TYPES}')
+        self.out_type = out_type
+        self.out_indices = self.absolute_indices(out_indices)
+        if not -1 <= frozen_stages <= self.num_layers:
+            raise ValueError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
+        self.frozen_stages = frozen_stages
+        self.with_cp = with_cp
+
+        self.patch_embed = PatchEmbed(in_channels, self.embed_dims, self.patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
+        # A buffer, since it is never trained; persistent, since checkpoints of the field carry it. cls has the position zero.
+        table = sincos_position_table(self.grid, self.embed_dims)
+        self.register_buffer('pos_embed', torch.cat((torch.zeros(1, 1, self.embed_dims), table), dim=1))
+        self.blocks = nn.ModuleList(
+            Block(
+                self.embed_dims,
+                sizes['num_heads'],
+                sizes.get('feedforward_channels'),
+                drop_path=rate,
+                init_value=layer_scale_init_value,
+                bias_grid=self.grid if use_rel_pos_bias else None,
+            )
+            for rate in drop_path_rates(drop_path_rate, self.num_layers)
+        )
+        self.norm = nn.LayerNorm(self.embed_dims, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
+        init_stack(self)
+        self.freeze()
+
+    def encode(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """The encoder of pretraining: latent representations of some patches, or of all.
+
+        Args:
+            images: (B, in_channels, H, W), normalised.
+            index: int64 (B, n), the raster indices of the patches to encode. All patches where not given.
+
+        Returns:
+            (B, 1 + n, C) after the final norm: the cls token, then the patches in the order of `index`.
+        """
+        x, grid = self.embed(images, index)
+        for block in self.blocks:
+            x = self.run(block, x, grid)
+        return self.norm(x)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """One output per entry of `out_indices`, of the kind `out_type`, for images (B, in_channels, H, W)."""
+        x, grid = self.embed(images)
+        outputs = []
+        for depth, block in enumerate(self.blocks):
+            x = self.run(block, x, grid)
+            if depth in self.out_indices:
+                outputs.append(self.output(x, grid, last=depth == self.num_layers - 1))
+        return tuple(outputs)
+
+    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Images (B, in_channels, H, W) -> tokens (B, 1 + n, C) with their positions, and the whole patch grid (h, w)."""
+        grid = self.grid_of(images.shape[-2:])
+        positions = self.positions(grid).to(images.dtype)
+        x = self.patch_embed(images) + positions[:, 1:]
+        if index is not None:
+            x = pick(x, index)
+        cls = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        return torch.cat((cls.to(x.dtype), x), dim=1), grid
+
+    def run(self, block: Block, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(block, x, grid, use_reentrant=False)
+        return block(x, grid)
+
+    def output(self, x: Tensor, grid: tuple[int, int], last: bool) -> Tensor:
+        norm = self.norm if last else nn.Identity()
+        if self.out_type == 'avg_featmap':
+            # The order matters: the paper's fine-tuning normalises the mean, with the encoder's own norm as fc_norm.
+            return norm(x[:, 1:].mean(dim=1))
+        x = norm(x)
+        if self.out_type == 'cls_token':
+            return x[:, 0]
+        if self.out_type == 'raw':
+            return x
+        # Contiguous, because mmcv's RoIAlign on CPU misreads maps that keep the tokens' memory layout.
+        return x[:, 1:].transpose(1, 2).reshape(len(x), -1, *grid).contiguous()
+
+    def grid_of(self, size: Sequence[int]) -> tuple[int, int]:
+        """The patch grid (h, w) of an image of (height, width) pixels."""
+        height, width = size
+        if height % self.patch_size[0] or width % self.patch_size[1] or not height * width:
+            raise ValueError(
+                f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {self.patch_size[0]}x{self.patch_size[1]}: '
+                'resize, crop or pad them to a multiple of the patch size (e.g. pad_size_divisor in the data preprocessor).'
+            )
+        return height // self.patch_size[0], width // self.patch_size[1]
+
+    def positions(self, grid: tuple[int, int]) -> Tensor:
+        """The position table (1, 1 + h * w, C) for a patch grid (h, w); that of cls comes first and does not change."""
+        if grid == self.grid:
+            return self.pos_embed
+        patches = resize_position_table(self.pos_embed[:, 1:], self.grid, grid, by_scale=True)
+        return torch.cat((self.pos_embed[:, :1], patches), dim=1)
+
+    def absolute_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
+        indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+        wrong = [i for i in indices if not -self.num_layers <= i < self.num_layers]
+        if wrong:
+            raise ValueError(f'out_indices {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
+        return tuple(sorted(i % self.num_layers for i in indices))
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """(layer, number of layers) of a parameter for layer-wise learning rates, by mmpretrain's contract.
+
+        0 is the embeddings, i + 1 is block i, the last layer is everything behind the blocks, be it in this module or outside.
+        """
+        depth = self.num_layers + 2
+        if not param_name.startswith(prefix):
+            return depth - 1, depth
+        name = param_name[len(prefix) :]
+        if name in ('cls_token', 'pos_embed') or name.startswith('patch_embed'):
+            return 0, depth
+        if name.startswith('blocks.'):
+            return int(name.split('.')[1]) + 1, depth
+        return depth - 1, depth
+
+    def init_weights(self):
+        """Fresh weights, or those of the checkpoint that `init_cfg` names."""
+        source = pretrained_source(self.init_cfg)
+        if source is None:
+            init_stack(self)
+        else:
+            load_encoder(self, **source)
+        self._is_init = True
+
+    def fit_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Resize the position table and the bias tables of an encoder's state dict from their own square grid to this one's."""
+        fitted = dict(state)
+        for key, value in state.items():
+            if key == 'pos_embed' and value.shape[1] != self.pos_embed.shape[1]:
+                source = square_grid(value.shape[1] - 1, key)
+                patches = resize_position_table(value[:, 1:].float(), source, self.grid)
+                fitted[key] = torch.cat((value[:, :1].float(), patches), dim=1)
+            elif key.endswith('relative_position_bias_table') and len(value) != table_length(self.grid):
+                side = square_grid(len(value) - CLS_ROWS, key)[0]
+                fitted[key] = resize_bias_table(value.float(), ((side + 1) // 2, (side + 1) // 2), self.grid)
+        return fitted
+
+    def frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        frozen = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        return [*frozen, self.norm] if self.frozen_stages == self.num_layers else frozen
+
+    def freeze(self):
+        for module in self.frozen_modules():
+            module.requires_grad_(False).eval()
+        if self.frozen_stages >= 0:
+            self.cls_token.requires_grad_(False)
+
+    def train(self, mode: bool = True):
+        """Training mode for all but the frozen parts."""
+        super().train(mode)
+        self.freeze()
+        return self
+
+
+def square_grid(length: int, name: str) -> tuple[int, int]:
+    """The square grid with so many cells: what a table of another size is taken to be made for."""
+    side = math.isqrt(length)
+    if side * side != length:
+        raise CheckpointError(
+            f'{name} in the checkpoint was made for a grid of {length} cells that is not square, so it cannot be resized to this '
+            "model's: give the model the img_size of the pretraining."
+        )
+    return side, side
+
+
+def resolve_arch(arch: str | dict) -> dict:
+    """The sizes behind a name or dict of sizes."""
+    if isinstance(arch, str):
+        if arch not in ARCHITECTURES:
+            raise ValueError(f'arch={arch!r} is none of {sorted(ARCHITECTURES)}; give a dict(embed_dims=, num_layers=, num_heads=) for others')
+        return ARCHITECTURES[arch]
+    missing = {'embed_dims', 'num_layers', 'num_heads'} - set(arch)
+    unknown = set(arch) - {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
+    if missing or unknown:
+        raise ValueError(f'arch={dict(arch)}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}')
+    return arch
