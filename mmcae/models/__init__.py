@@ -2,7 +2,8 @@
 
 from .cae import CAE
 from .decoder import CAEDecoder
+from .necks import DeconvPyramid
 from .regressor import LatentContextualRegressor
 from .vit import CAEViT
 
-__all__ = ['CAE', 'CAEDecoder', 'CAEViT', 'LatentContextualRegressor']
+__all__ = ['CAE', 'CAEDecoder', 'CAEViT', 'DeconvPyramid', 'LatentContextualRegressor']
