@@ -1,17 +1,138 @@
-"""The errors that people cause and can mend: each names the culprit and the remedy, and the tools print it as one line."""
+"""Errors that a person can act on, and the context manager by which every tool prints them as one line.
+
+Whatever is wrong with what the user gave (a config, a checkpoint, a data folder, the environment) is raised as one of the classes below, with
+a message that names the culprit and the remedy. Anything else is a bug of ours and keeps its stack trace.
+"""
+
+import difflib
+import errno
+import inspect
+import os
+import re
+import sys
+from contextlib import contextmanager
+
+REFUSED = 2  # the exit code of a tool that refuses its input, the same as argparse's
 
 
-class UserError(ValueError):
-    """Something a user gave does not fit. Subclasses say what."""
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message names it and says what to do."""
 
 
-class ConfigError(UserError):
-    """A config or an option on the command line."""
+class ConfigError(InputError):
+    """A config file, or a change of it on the command line, that cannot work."""
 
 
-class CheckpointError(UserError):
-    """A checkpoint: missing, unreadable, of another architecture, or one that would execute code."""
+class CheckpointError(InputError):
+    """A checkpoint that is absent, damaged, of another model, or holds more than tensors and plain values."""
 
 
-class DataError(UserError):
-    """A dataset, an annotation file or an image."""
+class DataError(InputError):
+    """Images or annotations that are absent, damaged or do not fit together."""
+
+
+class DependencyError(ImportError):
+    """A library that is missing or too old or too new; the message says what to install."""
+
+
+def nearest(name, known, prefix='; did you mean '):
+    """The end of an error message that names the most similar known names, or '' where there is none.
+
+    Args:
+        name (str): What was written.
+        known (Iterable[str]): What could have been meant.
+        prefix (str): What stands before the names.
+
+    Returns:
+        str: Such as "; did you mean 'backbone'?".
+    """
+    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f'{prefix}{" or ".join(map(repr, matches))}?' if matches else ''
+
+
+@contextmanager
+def one_line_errors():
+    """Turn the errors of this module, and what the libraries raise for the same reasons, into one line on stderr and exit code 2.
+
+    With the environment variable MMCAE_TRACEBACK=1 the stack trace is left as it is, to find out where an error comes from.
+    """
+    try:
+        yield
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get('MMCAE_TRACEBACK') == '1':
+            raise
+        print('error: ' + ' '.join(message.split()), file=sys.stderr, flush=True)
+        raise SystemExit(REFUSED) from None
+
+
+def explain(error):
+    """What to tell the user about an error, or None if it has to be taken for a bug.
+
+    Args:
+        error (Exception): As caught, with its traceback.
+
+    Returns:
+        str | None: One or more lines.
+    """
+    if isinstance(error, InputError | DependencyError):
+        return str(error)
+    if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError):
+        return f'{error.strerror}: {error.filename}' if error.filename else str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f'{error.strerror}: {error.filename or "while writing"}'
+    if isinstance(error, KeyError):
+        return _explain_unknown_type(error)
+    if isinstance(error, TypeError | AssertionError):
+        return _explain_refused_arguments(error)
+    return None
+
+
+def _explain_unknown_type(error):
+    """For a `type='X'` that no registry knows."""
+    match = re.search(r'(\S+) is not in the (\w+)::([\w ]+) registry', str(error))
+    if not match:
+        return None
+    name, scope, kind = match.groups()
+    return f"type '{name}' in the config is not among the {kind}s known to {scope}{nearest(name, _registered(kind))}"
+
+
+def _registered(kind):
+    """All names under which a config can ask for this kind of thing, those of the libraries loaded so far with and without scope."""
+    from mmengine import registry as mmengine_registry
+
+    names = set()
+    for root in vars(mmengine_registry).values():
+        if not isinstance(root, mmengine_registry.Registry):
+            continue
+        for registry in [root, *root.children.values()]:
+            if kind in (root.name, registry.name):
+                names.update(registry.module_dict)
+                names.update(f'{registry.scope}.{name}' for name in registry.module_dict)
+    return names
+
+
+def _explain_refused_arguments(error):
+    """For a `dict(type='X', ...)` in a config whose arguments X does not take, or refuses by an assertion."""
+    frame = _innermost_build(error.__traceback__)
+    if frame is None or not str(error):
+        return None
+    built = frame['obj_cls']
+    unknown = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+    if unknown and unknown[1] in frame['args']:
+        arguments = [name for name in inspect.signature(built).parameters if name not in ('self', 'args', 'kwargs')]
+        return f"{built.__name__} has no argument '{unknown[1]}'{nearest(unknown[1], arguments)} It has {', '.join(arguments)}"
+    if isinstance(error, AssertionError) or re.search(r'missing \d+ required (positional|keyword-only) argument', str(error)):
+        return f'{built.__name__} refuses its arguments: {error}'
+    return None
+
+
+def _innermost_build(traceback):
+    """The local variables of mmengine's `build_from_cfg` that is nearest to the error, or None."""
+    found = None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_code.co_name == 'build_from_cfg' and 'obj_cls' in frame.f_locals:
+            found = frame.f_locals
+        traceback = traceback.tb_next
+    return found
