@@ -1,7 +1,7 @@
 """mmcae: pretrain vision transformers with the Context Autoencoder (arXiv 2202.03026) and carry them on, on the OpenMMLab stack.
 
-Importing it checks and repairs the environment (`mmcae.compat`) and makes every `mmcae.X` type buildable from any OpenMMLab config. It does not
-import mmdet, mmseg or mmpretrain: a registry does so when it is first asked for something of theirs.
+Importing it checks and repairs the environment (`mmcae.compat`) and makes every `mmcae.X` type buildable from any OpenMMLab config. It
+does not import mmdet, mmseg or mmpretrain: a registry does so when it is first asked for something of theirs.
 """
 
 import sys

@@ -4,8 +4,9 @@
 
 - a library that is missing, broken or of the wrong version is named, with what to install;
 - torchvision's CUDA build next to torch's CPU build (what plain pip installs on a machine without a GPU) is made importable;
-- mmengine's own checkpoints load under torch's `weights_only=True`, and no checkpoint can run code: neither through objects in the pickle, nor
-  through OneDL's second attempt without that protection, nor downloads, nor the config text that mmengine executes on resuming;
+- mmengine's own checkpoints load under torch's `weights_only=True`, and no checkpoint can run code: neither through objects in the
+  pickle, nor through OneDL's second attempt without that protection, nor downloads, nor the config text that mmengine executes on
+  resuming;
 - with `launcher='pytorch'`, 'slurm' or 'mpi' on a machine without a GPU, `init_distributed` joins the processes by gloo.
 """
 
@@ -34,9 +35,16 @@ LIBRARIES = {
     'timm': ('timm', '1.0.20', None),
 }
 MMCV_GAP = ('2.2', '2.3')  # mmcv 2.2 is refused by mmdet 3.3 and mmsegmentation 1.2; OneDL's forks start at 2.3
-EVERYTHING = '`make test` builds an environment with everything in it; requirements/constraints.txt lists the versions that were tested together'
+EVERYTHING = (
+    '`make test` builds an environment with everything in it; requirements/constraints.txt lists the versions that were tested together'
+)
 # Debian's names of the packages that hold what OpenCV's wheel with a graphical interface links to.
-SYSTEM_PACKAGES = {'libGL.so.1': 'libgl1', 'libxcb.so.1': 'libxcb1', 'libgthread-2.0.so.0': 'libglib2.0-0', 'libglib-2.0.so.0': 'libglib2.0-0'}
+SYSTEM_PACKAGES = {
+    'libGL.so.1': 'libgl1',
+    'libxcb.so.1': 'libxcb1',
+    'libgthread-2.0.so.0': 'libglib2.0-0',
+    'libglib-2.0.so.0': 'libglib2.0-0',
+}
 SAFE_DTYPES = '?bBhHiIlLqQefd'
 _keep_alive = []  # torch forgets operators whose Library object is gone
 
@@ -78,13 +86,17 @@ def require(library):
     except ImportError as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
         reason = 'is not installed' if missing == library else f'cannot be imported ({error})'
-        raise DependencyError(f'{library} {reason}. Remedy: pip install "{missing or package}{_range(library, missing)}". {EVERYTHING}') from error
+        raise DependencyError(
+            f'{library} {reason}. Remedy: pip install "{missing or package}{_range(library, missing)}". {EVERYTHING}'
+        ) from error
     except AssertionError as error:  # how the OpenMMLab packages refuse each other's versions
         raise DependencyError(f'{library} refuses its neighbours: {error} {EVERYTHING}') from error
     version = _parse(module.__version__)
     gap = library == 'mmcv' and _parse(MMCV_GAP[0]) <= version < _parse(MMCV_GAP[1])
     if version < _parse(lowest) or gap or (too_new and version >= _parse(too_new)):
-        raise DependencyError(f'{library} {module.__version__} does not work here. Remedy: pip install "{package}{_range(library)}". {EVERYTHING}')
+        raise DependencyError(
+            f'{library} {module.__version__} does not work here. Remedy: pip install "{package}{_range(library)}". {EVERYTHING}'
+        )
     if library in ('mmdet', 'mmseg') and importlib.util.find_spec('mmcv._ext') is None:
         raise DependencyError(f'{library} needs the compiled operators of mmcv, and this mmcv has none (mmcv-lite?). {EVERYTHING}')
     return module
@@ -199,9 +211,10 @@ def _empty_array(kind, shape, code):
 def allow_plain_data():
     """Extend torch's list of what a checkpoint may hold by what mmengine's own checkpoints hold: arrays and scalars of numbers, and logs.
 
-    The plain constructors are not on the list. With `getattr` a checkpoint reaches any function; `numpy.ndarray` on a buffer with the type of
-    objects turns bytes into pointers. So each name is bound to a function that does what mmengine's checkpoints need. An array or a type may
-    be filled only once it exists, which takes its class on the list: under a name without a dot, that no checkpoint can pronounce.
+    The plain constructors are not on the list. With `getattr` a checkpoint reaches any function; `numpy.ndarray` on a buffer with the
+    type of objects turns bytes into pointers. So each name is bound to a function that does what mmengine's checkpoints need. An array or
+    a type may be filled only once it exists, which takes its class on the list: under a name without a dot, that no checkpoint can
+    pronounce.
     """
     import numpy as np
     import torch
@@ -218,7 +231,7 @@ def allow_plain_data():
 
 
 def read_checkpoints_safely():
-    """Have mmengine read every checkpoint by `mmcae.checkpoints.read_checkpoint`, that is by torch.load(weights_only=True) and nothing else."""
+    """Have mmengine read every checkpoint by `mmcae.checkpoints.read_checkpoint`, or at least by torch.load(weights_only=True)."""
     import torch
     from mmengine.runner import checkpoint as mmengine_checkpoint
 

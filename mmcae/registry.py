@@ -7,6 +7,7 @@
 from mmengine import registry as parent
 
 MODELS = parent.Registry('model', parent=parent.MODELS, scope='mmcae', locations=['mmcae.models'])
+MODEL_WRAPPERS = parent.Registry('model_wrapper', parent=parent.MODEL_WRAPPERS, scope='mmcae', locations=['mmcae.engine'])
 DATASETS = parent.Registry('dataset', parent=parent.DATASETS, scope='mmcae', locations=['mmcae.datasets'])
 DATA_SAMPLERS = parent.Registry('data sampler', parent=parent.DATA_SAMPLERS, scope='mmcae', locations=['mmcae.datasets'])
 TRANSFORMS = parent.Registry('transform', parent=parent.TRANSFORMS, scope='mmcae', locations=['mmcae.datasets.transforms'])

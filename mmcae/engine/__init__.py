@@ -1,6 +1,8 @@
 """What training needs beyond mmengine: the paper's schedule, layer-wise learning rates, hooks."""
 
+from .amp import AmpOptimWrapper
+from .distributed import CPUDistributedDataParallel
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .schedulers import WarmupCosineLR
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'WarmupCosineLR']
+__all__ = ['AmpOptimWrapper', 'CPUDistributedDataParallel', 'LayerDecayOptimWrapperConstructor', 'WarmupCosineLR']

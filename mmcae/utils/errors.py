@@ -1,7 +1,7 @@
 """Errors that a person can act on, and the context manager by which every tool prints them as one line.
 
-Whatever is wrong with what the user gave (a config, a checkpoint, a data folder, the environment) is raised as one of the classes below, with
-a message that names the culprit and the remedy. Anything else is a bug of ours and keeps its stack trace.
+Whatever is wrong with what the user gave (a config, a checkpoint, a data folder, the environment) is raised as one of the classes below,
+with a message that names the culprit and the remedy. Anything else is a bug of ours and keeps its stack trace.
 """
 
 import difflib

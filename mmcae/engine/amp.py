@@ -1,0 +1,56 @@
+"""Mixed precision that also runs in bfloat16, on a CPU as on a GPU."""
+
+import torch
+from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
+from mmengine.optim import OptimWrapper
+
+from ..compat import has_accelerator
+from ..registry import OPTIM_WRAPPERS
+from ..utils.errors import ConfigError
+
+DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
+
+
+@OPTIM_WRAPPERS.register_module()
+class AmpOptimWrapper(MMEngineAmpOptimWrapper):
+    """mmengine's AmpOptimWrapper, extended to bfloat16 without loss scaling and to the CPU.
+
+    float16 needs its loss scaled, because small gradients vanish in it; then steps with infinite gradients are skipped. bfloat16 has the
+    range of float32: nothing is scaled and nothing skipped, so that a loss that is not finite shows. The CPU computes in bfloat16 only.
+
+    Args:
+        dtype (str, optional): 'float16' or 'bfloat16'. Defaults to None: bfloat16 where the machine has it (CPUs, and GPUs from NVIDIA's
+            Ampere on), else float16.
+        loss_scale (str | float | dict): For float16 alone, as in mmengine: 'dynamic', a fixed factor, or the arguments of torch's
+            GradScaler.
+        use_fsdp (bool): For float16 alone, as in mmengine.
+        **kwargs: For mmengine's OptimWrapper: optimizer, clip_grad, accumulative_counts.
+
+    Raises:
+        ConfigError: An unknown dtype, or float16 without a GPU.
+    """
+
+    def __init__(self, dtype=None, loss_scale='dynamic', use_fsdp=False, **kwargs):
+        if dtype is None:
+            dtype = 'bfloat16' if not has_accelerator() or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()) else 'float16'
+        if dtype not in DTYPES:
+            raise ConfigError(f"AmpOptimWrapper: dtype must be 'float16', 'bfloat16' or None, got {dtype!r}")
+        if dtype == 'float16':
+            if not has_accelerator():
+                raise ConfigError("AmpOptimWrapper: float16 needs a GPU; use dtype='bfloat16' on this machine")
+            super().__init__(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
+            return
+        OptimWrapper.__init__(self, **kwargs)  # past mmengine's check for a GPU
+        self.cast_dtype = DTYPES[dtype]
+        self.loss_scaler = torch.amp.GradScaler(enabled=False)
+        self._scale_update_param = None
+
+    def load_state_dict(self, state_dict):
+        """Continue from the state of a run in either precision.
+
+        Args:
+            state_dict (dict): Of this class, of mmengine's AmpOptimWrapper or of its OptimWrapper.
+        """
+        if not state_dict.get('loss_scaler'):  # an unscaled run leaves nothing to continue with
+            state_dict.pop('loss_scaler', None)
+        super().load_state_dict(state_dict)
