@@ -1,0 +1,117 @@
+"""What the tests share: golden tensors, small image folders, and running a tool as a real process.
+
+OpenMP gets one thread here and in every process the tests start: on tiny models its threads only wait for each other.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ['OMP_NUM_THREADS'] = '1'
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def repository():
+    """The root of the checkout, where tools/ and configs/ are."""
+    return ROOT
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Every test starts from the same random state, whatever ran before it."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_default_scope():
+    """A test that builds a Runner must not leave its default scope to the next test."""
+    yield
+    if 'mmengine' in sys.modules:
+        from mmengine.registry import DefaultScope
+
+        DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def golden():
+    """Load a file of golden tensors by name: `golden('cae_tiny.pt')`; skips the test where there are none.
+
+    They lie in $MMCAE_GOLDEN, by default ../shared/golden next to the checkout.
+    """
+
+    def load(name):
+        folder = Path(os.environ.get('MMCAE_GOLDEN', ROOT.parent / 'shared' / 'golden'))
+        path = folder / name
+        if not path.is_file():
+            pytest.skip(f'no golden file {path}; name their folder in MMCAE_GOLDEN')
+        return torch.load(path, map_location='cpu', weights_only=True)
+
+    return load
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Write a folder of small images and return its path: `image_folder('train', classes=('a', 'b'), count=4, size=(32, 48))`.
+
+    JPEG and PNG files take turns; with classes=() they lie flat in the folder. The images of a class share a colour, so that a model can
+    learn to tell classes apart.
+    """
+
+    def make(name='images', classes=('cat', 'dog'), count=4, size=(32, 32), seed=0):
+        random = np.random.default_rng(seed)
+        root = tmp_path / name
+        height, width = size
+        for label, folder in enumerate([root / c for c in classes] or [root]):
+            folder.mkdir(parents=True, exist_ok=True)
+            colour = np.array([40 + 170 * (label % 2), 60 * (label % 4), 200 - 50 * (label % 3)])
+            for i in range(count):
+                pixels = np.clip(colour + random.normal(0, 25, (height, width, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i:03d}.{("jpg", "png")[i % 2]}')
+        return root
+
+    return make
+
+
+@pytest.fixture
+def run_tool():
+    """Run a tool of the checkout as a process: `code, output = run_tool('tools/train.py', config, '--work-dir', folder)`.
+
+    Returns the exit code, and stdout and stderr together. `env` adds environment variables (None removes one); after `timeout` seconds the
+    process and all it started are killed, and the test fails. Shell scripts run under bash, everything else under this Python.
+    """
+
+    def run(tool, *arguments, env=None, timeout=120, cwd=ROOT):
+        tool = ROOT / tool
+        command = ['bash' if tool.suffix == '.sh' else sys.executable, str(tool), *map(str, arguments)]
+        environment = dict(os.environ, PYTHON=sys.executable, **(env or {}))
+        environment = {name: value for name, value in environment.items() if value is not None}
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            pytest.fail(f'{tool.name} did not end within {timeout} s; its output:\n{output}')
+        return process.returncode, output
+
+    return run
