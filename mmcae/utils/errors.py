@@ -8,6 +8,7 @@ import difflib
 import errno
 import inspect
 import os
+import pickle
 import re
 import sys
 from contextlib import contextmanager
@@ -62,7 +63,8 @@ def one_line_errors():
         message = explain(error)
         if message is None or os.environ.get('MMCAE_TRACEBACK') == '1':
             raise
-        print('error: ' + ' '.join(message.split()), file=sys.stderr, flush=True)
+        rank = os.environ.get('RANK')
+        print(f'error{f" (rank {rank})" if rank else ""}: {" ".join(message.split())}', file=sys.stderr, flush=True)
         raise SystemExit(REFUSED) from None
 
 
@@ -81,6 +83,8 @@ def explain(error):
         return f'{error.strerror}: {error.filename}' if error.filename else str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return f'{error.strerror}: {error.filename or "while writing"}'
+    if isinstance(error, pickle.UnpicklingError):
+        return f'A checkpoint was refused, because it holds more than tensors and plain data: {error}'
     if isinstance(error, KeyError):
         return _explain_unknown_type(error)
     if isinstance(error, TypeError | AssertionError):
@@ -121,7 +125,7 @@ def _explain_refused_arguments(error):
     unknown = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
     if unknown and unknown[1] in frame['args']:
         arguments = [name for name in inspect.signature(built).parameters if name not in ('self', 'args', 'kwargs')]
-        return f"{built.__name__} has no argument '{unknown[1]}'{nearest(unknown[1], arguments)} It has {', '.join(arguments)}"
+        return f"{built.__name__} has no argument '{unknown[1]}'{nearest(unknown[1], arguments)} (it has {', '.join(arguments)})"
     if isinstance(error, AssertionError) or re.search(r'missing \d+ required (positional|keyword-only) argument', str(error)):
         return f'{built.__name__} refuses its arguments: {error}'
     return None

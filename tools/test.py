@@ -1,0 +1,146 @@
+"""Test a checkpoint: print the metrics of a config's test set and write them to metrics.json in the work dir.
+
+    python tools/test.py CONFIG CHECKPOINT
+    python tools/test.py CONFIG CHECKPOINT --show-dir pictures    # predictions drawn into the images
+
+What cannot work ends with one line and exit code 2; MMCAE_TRACEBACK=1 in the environment shows where it was raised.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config file')
+    parser.add_argument('checkpoint', help='a checkpoint of this very model')
+    parser.add_argument('--work-dir', help='where metrics.json and the log go (default: work_dirs/NAME_OF_THE_CONFIG)')
+    parser.add_argument(
+        '--out',
+        help='also write the predictions. Classification: a .pkl file. Detection: a .pkl file, or a name that .bbox.json and .segm.json '
+        "in COCO's format are appended to. Segmentation: a folder for label maps as .png",
+    )
+    parser.add_argument('--show-dir', help='draw the predictions into the test images and save them here')
+    parser.add_argument(
+        '--tta', action='store_true', help="average over the config's tta_pipeline (default: the image and its mirror image)"
+    )
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
+
+    with one_line_errors():
+        test(args)
+
+
+def test(args):
+    from mmcae.utils.config import load_config, set_work_dir
+    from mmcae.utils.errors import ConfigError
+    from mmcae.utils.runner import build_runner, refuse_other_models, require_checkpoint
+
+    cfg = load_config(args.config, args.cfg_options)
+    if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
+        raise ConfigError(f'{args.config} describes no test: it has no test_dataloader or no test_evaluator')
+    require_checkpoint(args.checkpoint)
+    set_work_dir(cfg, args.work_dir, args.config)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    if args.out:
+        write_predictions(cfg, args.out)
+    if args.show_dir:
+        draw_predictions(cfg, args.show_dir)
+    if args.tta:
+        augment_test(cfg)
+    runner = build_runner(cfg, args.launcher)
+    refuse_other_models(runner)
+    metrics = runner.test()
+    if runner.rank == 0:
+        path = Path(cfg.work_dir) / 'metrics.json'
+        path.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + '\n')
+        print(f'Wrote {path}', flush=True)
+
+
+def write_predictions(cfg, out):
+    """Have the test write its predictions, in the way of the library that makes them."""
+    from mmcae.utils.errors import ConfigError
+
+    scope = cfg.get('default_scope')
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    pickled = out.endswith(('.pkl', '.pickle'))
+    if scope == 'mmseg':
+        if pickled:
+            raise ConfigError(f'--out {out}: segmentation writes label maps; name a folder')
+        wanted = dict(output_dir=out)
+        kinds = ('IoUMetric', 'CityscapesMetric')
+    elif scope == 'mmdet' and not pickled:
+        wanted = dict(outfile_prefix=out)
+        kinds = ('CocoMetric',)
+    else:
+        if not pickled:
+            raise ConfigError(f'--out {out}: name a .pkl file')
+        dump = 'mmdet.DumpDetResults' if scope == 'mmdet' else 'DumpResults'
+        cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+        return
+    writers = [evaluator for evaluator in evaluators if evaluator['type'].split('.')[-1] in kinds]
+    if not writers:
+        raise ConfigError(f'--out {out}: none of the test_evaluators is a {" or ".join(kinds)}, which would write it')
+    for evaluator in writers:
+        evaluator.update(wanted)
+
+
+def draw_predictions(cfg, folder):
+    """Switch on the visualisation hook of the config's library, for every image."""
+    from mmengine.config import ConfigDict
+
+    folder = str(Path(folder).resolve())
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        hook = hooks.setdefault('visualization', ConfigDict(type='mmdet.DetVisualizationHook'))
+        hook.update(draw=True, test_out_dir=folder)
+    elif scope == 'mmseg':
+        hook = hooks.setdefault('visualization', ConfigDict(type='mmseg.SegVisualizationHook'))
+        hook.update(draw=True, interval=1)
+        cfg.setdefault('visualizer', ConfigDict(type='mmseg.SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
+        cfg.visualizer.save_dir = folder
+    else:
+        hook = hooks.setdefault('visualization', ConfigDict(type='mmpretrain.VisualizationHook'))
+        hook.update(enable=True, interval=1, out_dir=folder)
+
+
+def augment_test(cfg):
+    """Wrap the model and the test pipeline for test-time augmentation, as each library does it."""
+    from copy import deepcopy
+
+    from mmengine.config import ConfigDict
+
+    from mmcae.utils.errors import ConfigError
+
+    models = {
+        'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
+        'mmdet': dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+        'mmseg': dict(type='mmseg.SegTTAModel'),
+    }
+    scope = cfg.get('default_scope')
+    if scope not in models:
+        raise ConfigError(f'--tta: nothing known for default_scope={scope!r}')
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:  # wrappers
+        dataset = dataset.dataset
+    if 'tta_pipeline' not in cfg:
+        *loading, pack = deepcopy(dataset.pipeline)
+        if scope == 'mmdet':
+            keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+            pack = dict(type='mmdet.PackDetInputs', meta_keys=keys)
+        flips = [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)]
+        cfg.tta_pipeline = [*loading, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.get('tta_model', models[scope]), module=cfg.model)
+
+
+if __name__ == '__main__':
+    main()

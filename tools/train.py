@@ -1,0 +1,121 @@
+"""Train whatever a config describes: pretraining, classification, detection or segmentation.
+
+    python tools/train.py CONFIG
+    python tools/train.py CONFIG --resume                    # go on after an interruption
+    python tools/train.py CONFIG --cfg-options train_dataloader.batch_size=32 randomness.seed=1 randomness.deterministic=True
+
+On several GPUs or machines: tools/dist_train.sh, tools/slurm_train.sh. What cannot work ends with one line and exit code 2;
+MMCAE_TRACEBACK=1 in the environment shows where it was raised.
+"""
+
+import argparse
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config file')
+    parser.add_argument('--work-dir', help='where checkpoints and logs go (default: work_dirs/NAME_OF_THE_CONFIG)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from this checkpoint; without a name from the newest in the work dir, or from the start if there is none',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16 where the machine has it, else float16')
+    parser.add_argument('--auto-scale-lr', action='store_true', help="scale the config's lr linearly by batch size / base_batch_size")
+    parser.add_argument('--no-validate', action='store_true', help='no evaluation while training')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the config')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
+
+    with one_line_errors():
+        train(args)
+
+
+def train(args):
+    from mmcae.utils.config import load_config, set_work_dir
+    from mmcae.utils.runner import build_runner, refuse_other_models
+
+    cfg = load_config(args.config, args.cfg_options)
+    set_work_dir(cfg, args.work_dir, args.config)
+    apply_arguments(cfg, args)
+    runner = build_runner(cfg, args.launcher)
+    if cfg.get('resume'):
+        refuse_other_models(runner)
+    if runner.rank == 0:
+        print(summary(cfg, runner.world_size), flush=True)
+    runner.train()
+
+
+def apply_arguments(cfg, args):
+    """Write what the command line asks for into the config."""
+    from mmcae.utils.errors import ConfigError
+
+    if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
+        raise ConfigError(f'{args.config} describes no training: it has no train_dataloader or no optim_wrapper')
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper', 'mmcae.AmpOptimWrapper'):
+            raise ConfigError(f'--amp: optim_wrapper.type={cfg.optim_wrapper.type!r} decides about precision itself')
+        cfg.optim_wrapper.type = 'mmcae.AmpOptimWrapper'
+    if args.resume:
+        resume(cfg, args.resume)
+    if args.auto_scale_lr:
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise ConfigError(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch its lr was chosen for'
+            )
+        cfg.auto_scale_lr.enable = True
+    if (cfg.get('auto_scale_lr') or {}).get('enable'):
+        # mmengine leaves gradient accumulation out of its count.
+        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
+
+
+def resume(cfg, checkpoint):
+    """Have the run start from a checkpoint of its own, with optimizer, schedules and counters."""
+    from pathlib import Path
+
+    from mmengine.runner import find_latest_checkpoint
+
+    from mmcae.utils.runner import require_checkpoint
+
+    if checkpoint == 'auto':
+        recorded = Path(cfg.work_dir) / 'last_checkpoint'
+        if not recorded.exists():
+            print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)
+            return
+        checkpoint = find_latest_checkpoint(cfg.work_dir)
+    require_checkpoint(checkpoint)
+    cfg.resume, cfg.load_from = True, checkpoint
+
+
+def summary(cfg, processes):
+    """One line: how many images each update sees, at which lr, and where the results go."""
+    images = cfg.train_dataloader.get('batch_size', 1)
+    accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
+    batch = processes * images * accumulated
+    lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
+    scaling = cfg.get('auto_scale_lr') or {}
+    base = scaling.get('base_batch_size')
+    note = ''
+    if lr is not None and scaling.get('enable'):
+        ratio = processes * images / base
+        lr, note = lr * ratio, f" (the config's {lr:g} x {ratio:g})"
+    elif base and base != batch:
+        note = f' (chosen for a batch of {base}; --auto-scale-lr adapts it)'
+    rate = '' if lr is None else f', lr {lr:g}{note}'
+    return (
+        f'Effective batch size {batch} ({processes} process{"es" * (processes > 1)} x {images} images x {accumulated} accumulated)'
+        f'{rate}; results go to {cfg.work_dir}'
+    )
+
+
+if __name__ == '__main__':
+    main()
