@@ -79,11 +79,16 @@ MMPRETRAIN = (
     ('neck.norm_decoder.', 'decoder.norm.'),
     ('neck.head.', 'decoder.head.'),
 )
-# What other layouts carry and ours does not need: copies of the encoder, the frozen tokenizer, recomputed buffers.
-REDUNDANT = re.compile(r'(alignment_encoder|teacher|target_generator|data_preprocessor)\.|.*\brelative_position_index$')
-# What wrappers of distributed training, compilation and activation checkpointing put into names.
-WRAPPERS = re.compile(r'(?:^|(?<=\.))(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.')
+# What other layouts carry and ours does not need: copies of the encoder, the frozen tokenizer, recomputed buffers, counters of averages.
+REDUNDANT = re.compile(r'(alignment_encoder|teacher|target_generator|data_preprocessor)\.|.*\brelative_position_index$|steps$|n_averaged$')
+# What wrappers of distributed training, averaging, compilation and activation checkpointing put into names.
+WRAPPERS = re.compile(r'^(?:module\.)+|(?:^|(?<=\.))(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)\.')
+TOKENIZER = 'target_generator.'
+CAE_PARTS = ('backbone.', 'regressor.', 'decoder.', 'pos_embed')
 ENCODER_PARTS = ('cls_token', 'pos_embed', 'patch_embed.', 'blocks.', 'norm.', 'fc_norm.')
+
+
+KINDS = ('mmcae', 'official', 'mmpretrain', 'encoder', 'mmpretrain-encoder')
 
 
 # ---------------------------------------------------------------- reading
@@ -106,9 +111,7 @@ def read_checkpoint(path: str | Path) -> dict:
         near = sorted(str(p) for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
         raise CheckpointError(f'There is no checkpoint {path}' + (f'; beside it are {", ".join(near)}' if near else ''))
     if path.suffix == '.safetensors':
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        return read_safetensors(path)
     try:
         # The authors put their parsed arguments into the file: a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -121,7 +124,45 @@ def read_checkpoint(path: str | Path) -> dict:
             f'for other files save the state_dict alone. ({str(error).splitlines()[0]})'
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f'{path} is damaged or no checkpoint ({type(error).__name__}: {str(error).splitlines()[0]})') from error
+        raise damaged(path, error) from error
+
+
+def read_safetensors(path: Path) -> StateDict:
+    """The tensors of a .safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """What to raise for a file that cannot be read as what its name says."""
+    reason = (str(error).splitlines() or [''])[0]
+    return CheckpointError(f'{path} is damaged or no checkpoint ({type(error).__name__}: {reason})')
+
+
+def write_state_dict(path: str | Path, state: StateDict):
+    """Write tensors and nothing else, as .safetensors or, for .pth and .pt, by torch.save; an interrupted write leaves no file.
+
+    Raises:
+        CheckpointError: The suffix is none of these.
+    """
+    path = Path(path)
+    if path.suffix not in ('.pth', '.pt', '.safetensors'):
+        raise CheckpointError(f'{path}: the name must end in .pth, .pt or .safetensors, which decides the format')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.partial')
+    if path.suffix == '.safetensors':
+        from safetensors.torch import save_file
+
+        # Each tensor on its own, since the format knows no shared memory.
+        save_file({key: value.clone().contiguous() for key, value in state.items()}, partial, metadata=dict(format='pt'))
+    else:
+        torch.save(state, partial)
+    partial.replace(path)
 
 
 def state_dict_of(content: Mapping) -> StateDict:
@@ -130,10 +171,7 @@ def state_dict_of(content: Mapping) -> StateDict:
         if isinstance(content.get(container), Mapping):
             content = content[container]
             break
-    state = {WRAPPERS.sub('', key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if state and all(key.startswith('module.') for key in state):
-        state = {key.removeprefix('module.'): value for key, value in state.items()}
-    return state
+    return {WRAPPERS.sub('', key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
 def load_state(source: str | Path | Mapping) -> StateDict:
@@ -148,6 +186,7 @@ def load_state(source: str | Path | Mapping) -> StateDict:
 
 
 def name_of(source) -> str:
+    """What to call a source of weights in a message."""
     return 'the given state dict' if isinstance(source, Mapping) else str(source)
 
 
@@ -202,12 +241,14 @@ def to_mmpretrain(state: Mapping, pool: str = 'token') -> StateDict:
 
     Args:
         state: State dict under mmcae's names, whole or encoder only (with the prefix `backbone.`).
-        pool: Which of BEiTViT's norms gets the encoder's: 'token' the one it has with out_type='cls_token' (and in pretraining),
-            'avg' the one it has with out_type='avg_featmap'.
+        pool: Which of BEiTViT's norms gets the encoder's: 'token' the one it has with final_norm=True, as in pretraining; 'avg' the one
+            it has with out_type='avg_featmap', which is for the encoder alone.
 
     Raises:
         CheckpointError: The regressor is of another width than the encoder, which mmpretrain cannot express.
     """
+    if _is_average(pool):
+        state = {key: value for key, value in state.items() if key.startswith('backbone.')}
     if any(key.startswith('regressor.project.') for key in state):
         raise CheckpointError('mmpretrain has no projection between encoder and regressor: it needs both to have the same width')
     state = {key: value for key, value in _without_redundant(state).items() if key != 'pos_embed'}
@@ -234,7 +275,9 @@ def to_timm(state: Mapping, pool: str = 'token') -> StateDict:
             timm's default, which normalise the mean over the patches.
     """
     encoder = encoder_of(state)
-    return {key.replace('norm.', 'fc_norm.', 1) if _is_average(pool) and key.startswith('norm.') else key: value for key, value in encoder.items()}
+    if not _is_average(pool):
+        return encoder
+    return {f'fc_{key}' if key.startswith('norm.') else key: value for key, value in encoder.items()}
 
 
 def to_mmcae(state: Mapping, kind: str | None = None) -> StateDict:
@@ -246,11 +289,21 @@ def to_mmcae(state: Mapping, kind: str | None = None) -> StateDict:
         return convert_mmpretrain(state)
     if kind == 'mmpretrain-encoder':
         return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if not key.startswith('head')})
-    if kind in ('encoder', 'timm'):
+    if kind == 'encoder':
         return convert_timm(state)
     if kind == 'mmcae':
         return _without_redundant(state)
-    raise CheckpointError(f"Unknown kind of checkpoint {kind!r}: 'official', 'mmpretrain', 'mmpretrain-encoder', 'encoder', 'timm' or 'mmcae'")
+    raise CheckpointError(f'Unknown kind of checkpoint {kind!r}, known are {", ".join(KINDS)}')
+
+
+def cae_of(state: Mapping) -> StateDict:
+    """Encoder, regressor and decoder out of a state dict under mmcae's names: what is left without heads and necks of other tasks."""
+    return {key: value for key, value in _without_redundant(state).items() if key.startswith(CAE_PARTS)}
+
+
+def tokenizer_of(state: Mapping) -> StateDict:
+    """The frozen tokenizer inside a pretraining checkpoint of mmpretrain, without prefix."""
+    return {key.removeprefix(TOKENIZER): value for key, value in state.items() if key.startswith(TOKENIZER)}
 
 
 def encoder_of(state: Mapping) -> StateDict:
@@ -276,7 +329,10 @@ def _rename(state: Mapping, table: Iterable[tuple[str, str]]) -> StateDict:
             match = pattern.match(key)
             if match:
                 values = iter(match.groups())
-                renamed[re.sub(r'\{.\}', lambda _: next(values), new) + key[match.end() :]] = value  # noqa: B023
+                name = re.sub(r'\{.\}', lambda _: next(values), new) + key[match.end() :]  # noqa: B023
+                if name in renamed:
+                    raise CheckpointError(f'Two tensors of the checkpoint would become {name!r}, one of them {key!r}: which is meant?')
+                renamed[name] = value
                 break
         else:
             raise CheckpointError(f'The key {key!r} belongs to no known part of CAE: is this really such a checkpoint?')
@@ -308,7 +364,7 @@ def pretrained_source(init_cfg) -> dict | None:
     return settings
 
 
-def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_missing: Iterable[str] = ()) -> str:
+def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_missing: Iterable[str] = (), origin: str | None = None) -> str:
     """Load an encoder out of a checkpoint of any kind; report what happened, and fail unless the encoder is fully covered.
 
     Args:
@@ -316,6 +372,7 @@ def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_mis
         checkpoint: Path, or a checkpoint's content.
         allow_missing: Parts of names that need not be in the checkpoint, e.g. `relative_position_bias_table`, which pretraining
             does not have.
+        origin: What to call the checkpoint in messages, where its content is given.
 
     Returns:
         The report, which is also logged.
@@ -330,12 +387,12 @@ def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_mis
     if isinstance(encoder.norm, nn.Identity):
         # The dense protocols do without the final norm on purpose.
         encoder_state = {key: value for key, value in encoder_state.items() if not key.startswith('norm.')}
-    return load_strictly(encoder, encoder_state, f'{name_of(checkpoint)} ({kind})', allow_missing, unused=len(ours) - len(encoder_state))
+    return load_strictly(
+        encoder, encoder_state, f'{origin or name_of(checkpoint)} ({kind})', allow_missing, unused=len(ours) - len(encoder_state)
+    )
 
 
-def load_strictly(
-    module: nn.Module, state: Mapping, origin: str, allow_missing: Iterable[str] = (), unused: int = 0
-) -> str:
+def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing: Iterable[str] = (), unused: int = 0) -> str:
     """Load a state dict that has to cover the module; report matched, resized, missing and unexpected tensors.
 
     Args:

@@ -109,9 +109,7 @@ class CAE(BaseSelfSupervisor):
         target = self.target_generator.targets(target_view, masked)
         return self.losses(parts['logits'], target, parts['latent_pred'], parts['latent_target'])
 
-    def losses(
-        self, prediction: Tensor, target: Tensor, latent_pred: Tensor, latent_target: Tensor | None
-    ) -> dict[str, Tensor]:
+    def losses(self, prediction: Tensor, target: Tensor, latent_pred: Tensor, latent_target: Tensor | None) -> dict[str, Tensor]:
         """Loss terms from predictions (B, m, V) and targets: token ids (B, m), or numbers (B, m, V); latents (B, m, D) each."""
         prediction, latent_pred = at_least_float(prediction), at_least_float(latent_pred)
         if target.is_floating_point():
@@ -176,14 +174,18 @@ class CAE(BaseSelfSupervisor):
     def check_parts(self):
         """Fail at build time where the parts cannot work together."""
         if self.regressor.in_dims != self.backbone.embed_dims:
-            raise ConfigError(f'regressor.in_dims={self.regressor.in_dims}, but the encoder is {self.backbone.embed_dims} wide: make them equal')
+            raise ConfigError(
+                f'regressor.in_dims={self.regressor.in_dims}, but the encoder is {self.backbone.embed_dims} wide: make them equal'
+            )
         decoder_dims = self.decoder.head.in_features
         if decoder_dims != self.regressor.embed_dims:
             raise ConfigError(f'decoder.embed_dims={decoder_dims} and regressor.embed_dims={self.regressor.embed_dims}: make them equal')
         outputs, tokenizer = self.decoder.head.out_features, self.target_generator
         wanted = None if tokenizer is None else (getattr(tokenizer, 'vocab_size', None) or getattr(tokenizer, 'target_dim', None))
         if wanted not in (None, outputs):
-            raise ConfigError(f'decoder.num_outputs={outputs}, but {type(tokenizer).__name__} has targets of {wanted}: set num_outputs={wanted}')
+            raise ConfigError(
+                f'decoder.num_outputs={outputs}, but {type(tokenizer).__name__} has targets of {wanted}: set num_outputs={wanted}'
+            )
 
     def freeze_target_generator(self):
         if self.target_generator is not None:

@@ -16,6 +16,7 @@ class CAEDecoder(BaseModule):
         num_outputs: Size of the tokenizer's vocabulary, or numbers per patch of a regression target.
         num_layers: Number of blocks; 0 leaves norm and head.
         num_heads: Attention heads.
+        feedforward_channels: Width of the MLPs' hidden layer; 4 D where not given.
         drop_path_rate: Stochastic depth of the last block, linearly less in earlier ones.
         layer_scale_init_value: Initial layer scale; 0 leaves it out.
     """
@@ -26,13 +27,14 @@ class CAEDecoder(BaseModule):
         num_outputs: int = 8192,
         num_layers: int = 4,
         num_heads: int = 12,
+        feedforward_channels: int | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
         self.blocks = nn.ModuleList(
-            Block(embed_dims, num_heads, drop_path=rate, init_value=layer_scale_init_value)
+            Block(embed_dims, num_heads, feedforward_channels, drop_path=rate, init_value=layer_scale_init_value)
             for rate in drop_path_rates(drop_path_rate, num_layers)
         )
         self.norm = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)

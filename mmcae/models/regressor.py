@@ -41,7 +41,7 @@ class CrossAttentionBlock(nn.Module):
     stream (the next residual starts from the normalised tokens), unlike in the encoder's blocks.
     """
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float, init_value: float):
+    def __init__(self, dim: int, num_heads: int, hidden: int | None, drop_path: float, init_value: float):
         super().__init__()
         self.norm_q = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.norm_k = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
@@ -49,7 +49,7 @@ class CrossAttentionBlock(nn.Module):
         self.attn = CrossAttention(dim, num_heads)
         self.gamma_1 = layer_scale(dim, init_value)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = Mlp(dim, hidden or 4 * dim)
         self.gamma_2 = layer_scale(dim, init_value)
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
@@ -70,6 +70,7 @@ class LatentContextualRegressor(BaseModule):
         embed_dims: Width D of regressor and decoder. Where it is not C, latents are projected (linear, LN) first.
         num_layers: Number of cross-attention blocks.
         num_heads: Attention heads.
+        feedforward_channels: Width of the MLPs' hidden layer; 4 D where not given.
         drop_path_rate: Stochastic depth of the last block, linearly less in earlier ones.
         layer_scale_init_value: Initial layer scale; 0 leaves it out.
     """
@@ -80,6 +81,7 @@ class LatentContextualRegressor(BaseModule):
         embed_dims: int = 768,
         num_layers: int = 4,
         num_heads: int = 12,
+        feedforward_channels: int | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
         init_cfg: dict | None = None,
@@ -91,7 +93,7 @@ class LatentContextualRegressor(BaseModule):
             self.project = nn.Sequential(nn.Linear(in_dims, embed_dims), nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
         self.blocks = nn.ModuleList(
-            CrossAttentionBlock(embed_dims, num_heads, rate, layer_scale_init_value)
+            CrossAttentionBlock(embed_dims, num_heads, feedforward_channels, rate, layer_scale_init_value)
             for rate in drop_path_rates(drop_path_rate, num_layers)
         )
         self.norm = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)

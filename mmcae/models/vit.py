@@ -174,7 +174,7 @@ class CAEViT(BaseModule):
         height, width = size
         if height % self.patch_size[0] or width % self.patch_size[1] or not height * width:
             raise ValueError(
-                f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {self.patch_size[0]}x{self.patch_size[1]}: '
+                f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {"x".join(map(str, self.patch_size))}: '
                 'resize, crop or pad them to a multiple of the patch size (e.g. pad_size_divisor in the data preprocessor).'
             )
         return height // self.patch_size[0], width // self.patch_size[1]
@@ -264,7 +264,9 @@ def resolve_arch(arch: str | dict) -> dict:
     """The sizes behind a name or dict of sizes."""
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
-            raise ValueError(f'arch={arch!r} is none of {sorted(ARCHITECTURES)}; give a dict(embed_dims=, num_layers=, num_heads=) for others')
+            raise ValueError(
+                f'arch={arch!r} is none of {sorted(ARCHITECTURES)}; give a dict(embed_dims=, num_layers=, num_heads=) for others'
+            )
         return ARCHITECTURES[arch]
     missing = {'embed_dims', 'num_layers', 'num_heads'} - set(arch)
     unknown = set(arch) - {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
