@@ -115,3 +115,29 @@ def run_tool():
         return process.returncode, output
 
     return run
+
+
+@pytest.fixture
+def tiny_cae():
+    """Build a small CAE whose tensors are all random, biases, norms and layer scales included: `tiny_cae(latent_dims=32)`.
+
+    64 px images, 16 px patches (a grid of 4x4), 48 wide with 4 heads, three blocks in the encoder, two each in regressor and decoder, 24
+    outputs. `backbone`, `regressor` and `decoder` take further arguments of these parts; everything else goes to CAE.
+    """
+    import mmcae.models
+
+    def make(latent_dims=48, backbone=(), regressor=(), decoder=(), seed=0, **settings):
+        torch.manual_seed(seed)
+        latent = dict(embed_dims=latent_dims, num_heads=4, num_layers=2)
+        model = mmcae.models.CAE(
+            backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64) | dict(backbone),
+            regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=48, **latent) | dict(regressor),
+            decoder=dict(type='mmcae.CAEDecoder', num_outputs=24, **latent) | dict(decoder),
+            **settings,
+        )
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return model
+
+    return make
