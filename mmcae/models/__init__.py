@@ -2,8 +2,23 @@
 
 from .cae import CAE
 from .decoder import CAEDecoder
+from .heads import AttentiveClsHead
+from .mae import MAE
 from .necks import DeconvPyramid
 from .regressor import LatentContextualRegressor
+from .tokenizers import DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets
 from .vit import CAEViT
 
-__all__ = ['CAE', 'CAEDecoder', 'CAEViT', 'DeconvPyramid', 'LatentContextualRegressor']
+__all__ = [
+    'MAE',
+    'AttentiveClsHead',
+    'CAE',
+    'CAEDecoder',
+    'CAEViT',
+    'DALLETokenizer',
+    'DeconvPyramid',
+    'DiscreteVAE',
+    'LatentContextualRegressor',
+    'PatchCodebook',
+    'PixelTargets',
+]

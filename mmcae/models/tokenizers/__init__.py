@@ -1,0 +1,9 @@
+"""Tokenizers: what CAE predicts of the masked patches. One file for each kind of target."""
+
+from .base import Tokenizer
+from .dalle import DALLETokenizer
+from .discrete_vae import DiscreteVAE
+from .patch_codebook import PatchCodebook
+from .pixels import PixelTargets
+
+__all__ = ['DALLETokenizer', 'DiscreteVAE', 'PatchCodebook', 'PixelTargets', 'Tokenizer']

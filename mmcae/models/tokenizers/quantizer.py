@@ -1,0 +1,77 @@
+"""The codebook that trainable tokenizers share."""
+
+import torch
+from mmengine.dist import all_reduce, broadcast
+from torch import Tensor, nn
+
+from ...utils.errors import CheckpointError
+
+
+class VectorQuantizer(nn.Module):
+    """Vectors to the ids of their nearest codes; learns the codes by k-means on the fly.
+
+    The codes follow the gradient of the quantisation error, as in VQ-VAE (arXiv 1711.00937, the codebook loss) and in k-means by
+    stochastic gradient descent. They start as vectors of the first batch, and one that is hardly used any more starts again as a
+    vector of the present batch, so that no part of the vocabulary lies idle.
+
+    Args:
+        vocab_size: Number of codes V.
+        dim: Length K of the vectors.
+    """
+
+    # Use is averaged over about 50 batches, and a code is dead when it has less than a twentieth of its equal share.
+    DECAY = 0.98
+    DEAD = 0.05
+    # Rows of the distance matrix computed at once; with 8192 codes they take 0.5 GB.
+    CHUNK = 16384
+
+    def __init__(self, vocab_size: int, dim: int):
+        super().__init__()
+        self.codes = nn.Parameter(torch.zeros(vocab_size, dim))
+        # Share of the recent vectors that went to each code; all zero until there is a first batch.
+        self.register_buffer('usage', torch.zeros(vocab_size))
+        self.known_to_be_trained = False
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Ids int64 (...) of the codes nearest to vectors (..., K)."""
+        if not self.known_to_be_trained:  # asked once, since a GPU has to be waited for
+            self.known_to_be_trained = bool(self.usage.any())
+            if not self.known_to_be_trained:
+                raise CheckpointError('This tokenizer was never trained: give it a checkpoint, or train it first with tools/train.py')
+        return self.nearest(vectors.flatten(0, -2)).view(vectors.shape[:-1])
+
+    @torch.no_grad()
+    def learn(self, vectors: Tensor) -> Tensor:
+        """As :meth:`forward` for a batch of training, the same on all processes: start codes, revive them, note their use.
+
+        The gradient of the codes is the caller's business, who has the loss.
+        """
+        shape, vectors = vectors.shape[:-1], vectors.detach().flatten(0, -2).to(self.codes.dtype)
+        vocab_size = len(self.codes)
+        restart = self.usage < self.DEAD / vocab_size
+        # Every process draws, and the first one's draw counts.
+        fresh = vectors[torch.randint(len(vectors), (vocab_size,), device=vectors.device)].contiguous()
+        broadcast(fresh)
+        self.codes.copy_(torch.where(restart[:, None], fresh, self.codes))
+        self.usage.masked_fill_(restart, 1 / vocab_size)
+        ids = self.nearest(vectors)
+        counts = torch.bincount(ids, minlength=vocab_size).to(self.usage.dtype)
+        all_reduce(counts)
+        self.usage.lerp_(counts / counts.sum(), 1 - self.DECAY)
+        return ids.view(shape)
+
+    def nearest(self, vectors: Tensor) -> Tensor:
+        offsets = self.codes.square().sum(dim=1)
+        return torch.cat([torch.addmm(offsets, part, self.codes.T, alpha=-2).argmin(dim=1) for part in vectors.split(self.CHUNK)])
+
+    def metrics(self) -> dict[str, Tensor]:
+        """How much of the vocabulary is in use.
+
+        Returns:
+            `perplexity`, from 1 to V: to how many equally likely codes the recent use amounts. `codebook_usage`, a share in [0, 1]: codes
+            that are not dead.
+        """
+        share = self.usage / self.usage.sum()
+        entropy = -torch.xlogy(share, share).sum()
+        alive = (self.usage >= self.DEAD / len(self.usage)).float().mean()
+        return dict(perplexity=entropy.exp(), codebook_usage=alive)
