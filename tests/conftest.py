@@ -16,6 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+import mmcae  # noqa: F401  (before any test imports timm or mmpretrain: it repairs torchvision where that is needed)
+
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 
@@ -141,3 +143,14 @@ def tiny_cae():
         return model
 
     return make
+
+
+@pytest.fixture(scope='session')
+def digit_scenes(tmp_path_factory):
+    """A small copy of the embedded data, made by the tool itself; its path ends in data/digits, where the configs look for it."""
+    out = tmp_path_factory.mktemp('digit_scenes') / 'data' / 'digits'
+    tool = ROOT / 'tools/dataset_converters/make_digit_scenes.py'
+    subprocess.run(
+        [sys.executable, str(tool), '--out', str(out), '--scale', '0.02', '--workers', '1'], check=True, stdout=subprocess.DEVNULL
+    )
+    return out
