@@ -1,5 +1,15 @@
-"""What a notebook or a script of one's own needs: models and features from checkpoints."""
+"""What a notebook or a script of one's own needs: models, features and reconstructions from checkpoints."""
 
+from .features import extract_features, load_encoder_and_preprocess
 from .load import load_cae, load_encoder
+from .reconstruct import Reconstruction, load_pretrained, reconstruct
 
-__all__ = ['load_cae', 'load_encoder']
+__all__ = [
+    'Reconstruction',
+    'extract_features',
+    'load_cae',
+    'load_encoder',
+    'load_encoder_and_preprocess',
+    'load_pretrained',
+    'reconstruct',
+]

@@ -224,7 +224,7 @@ def config_of(content: Mapping) -> dict:
         heads = OFFICIAL_LARGE_HEADS if 'large' in str(content['args'].model) else OFFICIAL_HEADS
         return dict(num_heads=heads, decoder_num_heads=OFFICIAL_HEADS)
     meta = content.get('meta')
-    model = model_section(meta['cfg']) if isinstance(meta, Mapping) and isinstance(meta.get('cfg'), str) else {}
+    model = config_section(meta['cfg'], 'model') if isinstance(meta, Mapping) and isinstance(meta.get('cfg'), str) else {}
     backbone, latent = section(model, 'backbone'), section(model, 'decoder') or section(model, 'neck')
     arch = backbone.get('arch')
     sizes = arch if isinstance(arch, dict) else architectures(backbone).get(arch, {})
@@ -246,8 +246,8 @@ def architectures(backbone: dict) -> dict[str, dict]:
     return BEiTViT.arch_zoo
 
 
-def model_section(text: str) -> dict:
-    """`model = dict(...)` out of the text of a config, read without running it: literals and calls of dict only.
+def config_section(text: str, name: str) -> dict:
+    """`name = dict(...)` out of the text of a config, read without running it: literals and calls of dict only.
 
     Whatever else stands there is left out, since a checkpoint must not be able to run code.
     """
@@ -266,7 +266,7 @@ def model_section(text: str) -> dict:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return {}
     for node in statements:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == 'model':
-            section = literal(node.value)
-            return section if isinstance(section, dict) else {}
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], 'id', None) == name:
+            found = literal(node.value)
+            return found if isinstance(found, dict) else {}
     return {}

@@ -1,0 +1,72 @@
+"""Curves of what training logged."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+from ..utils.errors import DataError
+
+Series = dict[str, list[tuple[float, float]]]
+BOOKKEEPING = {'lr', 'base_lr', 'time', 'data_time', 'memory', 'epoch', 'iter', 'step', 'grad_norm'}
+
+
+def read_scalars(work_dir: str | Path) -> Series:
+    """What mmengine logged in a work dir, of its newest run: for each name the points (step, value).
+
+    Raises:
+        DataError: There is no log.
+    """
+    work_dir = Path(work_dir)
+    logs = [work_dir] if work_dir.is_file() else sorted(work_dir.glob('*/vis_data/scalars.json'))
+    if not logs:
+        raise DataError(f'There is no */vis_data/scalars.json in {work_dir}: is it the work dir of a training run?')
+    series: Series = {}
+    for line in logs[-1].read_text().splitlines():
+        entry = json.loads(line)
+        step = entry.get('step', entry.get('iter'))
+        for name, value in entry.items():
+            if isinstance(value, int | float) and name not in ('step', 'iter', 'epoch'):
+                series.setdefault(name, []).append((step, value))
+    return series
+
+
+def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
+    """One panel per quantity, one line per run.
+
+    Args:
+        runs: What :func:`read_scalars` gave, by the name for the legend.
+        names: Quantities to plot; by default all losses and metrics, without learning rates, times and the like.
+
+    Returns:
+        matplotlib.figure.Figure
+
+    Raises:
+        DataError: A quantity that no run has logged.
+    """
+    known = list(dict.fromkeys(name for series in runs.values() for name in series))
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DataError(f'No run has logged {", ".join(unknown)}; there are {", ".join(known)}')
+    names = list(names) or [name for name in known if name not in BOOKKEEPING]
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout='constrained')
+    for axis, name in zip(axes.flat, names, strict=False):
+        for number, (label, series) in enumerate(runs.items()):
+            if name in series:
+                steps, values = zip(*series[name], strict=True)
+                axis.plot(steps, values, label=label, color=f'C{number}', marker='.' if len(steps) < 30 else None)
+        axis.set(title=name, xlabel='step')
+        axis.grid(alpha=0.3)
+        axis.spines[['top', 'right']].set_visible(False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    if len(runs) > 1:
+        lines = {line.get_label(): line for axis in axes.flat for line in axis.lines}
+        figure.legend(lines.values(), lines.keys(), loc='outside upper center', ncols=len(runs), frameon=False)
+    return figure

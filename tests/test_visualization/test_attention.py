@@ -1,0 +1,58 @@
+"""Attention maps: the weights that the model itself uses, with and without relative position bias, on any grid."""
+
+import numpy as np
+import pytest
+import torch
+
+from mmcae.utils.errors import ConfigError
+from mmcae.visualization import attention_maps, attention_sheet
+from mmcae.visualization.attention import overlay
+
+
+@pytest.mark.parametrize('bias', [False, True])
+@pytest.mark.parametrize('size', [(64, 64), (32, 96)])
+@pytest.mark.parametrize('block', [-1, 0])
+def test_weights_are_those_the_model_uses(tiny_cae, monkeypatch, bias, size, block):
+    encoder = tiny_cae(backbone=dict(use_rel_pos_bias=bias)).backbone.eval()
+    images = torch.randn(2, 3, *size)
+    maps = attention_maps(encoder, images, block)
+    seen = []
+
+    def slow_attention(q, k, v, attn_mask=None):
+        weights = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        weights = (weights if attn_mask is None else weights + attn_mask).softmax(-1)
+        seen.append(weights)
+        return weights @ v
+
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', slow_attention)
+    with torch.no_grad():
+        encoder(images)
+    grid = (size[0] // 16, size[1] // 16)
+    assert maps.shape == (2, 4, *grid)
+    torch.testing.assert_close(maps, seen[block][:, :, 0, 1:].unflatten(-1, grid), rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was(tiny_cae):
+    encoder = tiny_cae().backbone.eval()
+    images = torch.randn(1, 3, 64, 64)
+    before = encoder(images)[0]
+    attention_maps(encoder, images)
+    torch.testing.assert_close(encoder(images)[0], before)
+    assert not encoder.blocks[-1].attn._forward_pre_hooks
+    with pytest.raises(ConfigError, match='has 3'):
+        attention_maps(encoder, images, block=3)
+
+
+def test_the_overlay_is_brightest_where_the_weight_is_largest():
+    weights = np.zeros((4, 4))
+    weights[3, 0] = 1
+    shown = overlay(np.full((64, 64, 3), 100, np.uint8), weights).sum(axis=2)
+    row, column = np.unravel_index(shown.argmax(), shown.shape)
+    assert row >= 48 and column < 16
+    assert shown[:16, 48:].max() < shown[row, column] / 2
+
+
+def test_the_sheet_has_a_column_for_each_head():
+    images = [np.zeros((40, 40, 3), np.uint8)] * 2
+    sheets = [attention_sheet(images, np.random.default_rng(0).random((2, heads, 4, 4)), side=50) for heads in (1, 3)]
+    assert sheets[1].width - sheets[0].width == 2 * 56

@@ -1,0 +1,57 @@
+"""Curves: every logged point, from the newest log, one line per run."""
+
+import json
+
+import pytest
+
+from mmcae.utils.errors import DataError
+from mmcae.visualization import plot_curves, read_scalars
+
+
+def write_log(folder, name, entries):
+    path = folder / name / 'vis_data' / 'scalars.json'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(entry) + '\n' for entry in entries))
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    write_log(tmp_path, '20260101_000000', [dict(loss=9.0, step=1)])
+    write_log(
+        tmp_path,
+        '20260102_000000',
+        [
+            dict(loss=2.0, lr=0.1, time=0.5, iter=10, step=10),
+            dict(loss=1.0, lr=0.05, time=0.5, iter=20, step=20),
+            {'accuracy/top1': 80.0, 'step': 20},
+        ],
+    )
+    return tmp_path
+
+
+def test_the_newest_log_is_read(work_dir):
+    series = read_scalars(work_dir)
+    assert series['loss'] == [(10, 2.0), (20, 1.0)] and series['accuracy/top1'] == [(20, 80.0)]
+    assert read_scalars(work_dir / '20260101_000000/vis_data/scalars.json') == dict(loss=[(1, 9.0)])
+
+
+def test_a_folder_without_log_is_refused(tmp_path):
+    with pytest.raises(DataError, match='work dir'):
+        read_scalars(tmp_path)
+
+
+def lines(figure):
+    return {axis.get_title(): [line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes if axis.get_visible()}
+
+
+def test_losses_and_metrics_are_plotted_by_default(work_dir):
+    assert lines(plot_curves(dict(run=read_scalars(work_dir)))) == {'loss': [[[10, 2], [20, 1]]], 'accuracy/top1': [[[20, 80]]]}
+
+
+def test_quantities_can_be_chosen_and_runs_compared(work_dir):
+    runs = dict(first=read_scalars(work_dir), second=dict(lr=[(1, 3.0)]))
+    figure = plot_curves(runs, ['lr'])
+    assert lines(figure) == {'lr': [[[10, 0.1], [20, 0.05]], [[1, 3.0]]]}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['first', 'second']
+    with pytest.raises(DataError, match='accuracy.*there are loss, lr, time, accuracy/top1'):
+        plot_curves(runs, ['accuracy'])

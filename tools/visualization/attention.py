@@ -1,0 +1,40 @@
+"""Show where an encoder looks: the attention of its cls token to the patches of images, for each head.
+
+python tools/visualization/attention.py CHECKPOINT IMAGE [IMAGE ...] --out attention.png
+"""
+
+import argparse
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a BEiT of timm')
+    parser.add_argument('images', nargs='+', help='image files of any sizes')
+    parser.add_argument('--out', default='attention.png', help='the sheet to write (default: %(default)s)')
+    parser.add_argument(
+        '--block', type=int, default=-1, help='block, from 0 or from the last backwards (default: %(default)s)'
+    )
+    parser.add_argument('--img-size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="default: the encoder's")
+    return parser.parse_args()
+
+
+def main():
+    args = parse_args()
+    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
+
+    with one_line_errors():
+        draw(args)
+
+
+def draw(args):
+    from mmcae.apis import load_encoder_and_preprocess
+    from mmcae.visualization import attention_maps, attention_sheet, save_picture
+
+    encoder, preprocess = load_encoder_and_preprocess(args.checkpoint, tuple(args.img_size or ()) or None)
+    views = [preprocess.view(image) for image in args.images]
+    maps = attention_maps(encoder, preprocess.normalize(views), args.block)
+    save_picture(attention_sheet(views, maps.numpy()), args.out)
+
+
+if __name__ == '__main__':
+    main()
