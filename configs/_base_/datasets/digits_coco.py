@@ -1,0 +1,88 @@
+"""Embedded digit scenes, 96x96, as COCO instances: 1 to 4 digits each, boxes and masks of the visible part. For IterBasedTrainLoop."""
+
+# ---- modified often
+data_root = 'data/digits/'
+batch_size = 16
+
+# ---- modified sometimes
+num_workers = 1
+image_size = (96, 96)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=image_size, keep_ratio=True),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=image_size, keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]
+
+# ---- the rest
+data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
+metainfo = dict(
+    classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),
+    palette=[
+        (230, 60, 60),
+        (235, 145, 40),
+        (225, 215, 50),
+        (120, 200, 60),
+        (40, 160, 90),
+        (60, 200, 200),
+        (60, 130, 230),
+        (110, 80, 220),
+        (190, 80, 220),
+        (235, 90, 165),
+    ],
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        ann_file='annotations/scenes96_train.json',
+        data_prefix=dict(img='scenes96/train/'),
+        metainfo=metainfo,
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=20,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        ann_file='annotations/scenes96_val.json',
+        data_prefix=dict(img='scenes96/val/'),
+        metainfo=metainfo,
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = dict(
+    batch_size=20,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CocoDataset',
+        data_root=data_root,
+        ann_file='annotations/scenes96_test.json',
+        data_prefix=dict(img='scenes96/test/'),
+        metainfo=metainfo,
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/scenes96_val.json', metric=['bbox', 'segm'])
+test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/scenes96_test.json', metric=['bbox', 'segm'])

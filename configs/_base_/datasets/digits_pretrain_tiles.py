@@ -1,0 +1,42 @@
+"""Embedded digits, unlabelled, for pretraining: the 32x32 tiles alone. What to copy for a folder of images of your own."""
+
+# ---- modified often
+data_root = 'data/digits/pretrain/'
+batch_size = 128
+mask_ratio = 0.5
+crop_scale = (0.6, 1.0)
+
+# ---- modified sometimes
+image_size = 32
+patch_size = 8
+cache_images = True
+num_workers = 1
+data_preprocessor = dict(
+    type='TwoNormDataPreprocessor',
+    # the model's view: ImageNet's mean and standard deviation
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    # the tokenizer's view: [0, 1]
+    second_mean=[0.0, 0.0, 0.0],
+    second_std=[255.0, 255.0, 255.0],
+    to_rgb=False,  # mmcae.LoadImage gives RGB
+)
+
+# ---- the rest
+data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
+# No flip: a mirrored digit is another sign, or none.
+train_pipeline = [
+    dict(type='mmcae.LoadImage', cache=cache_images),
+    dict(type='mmcae.TwoViewCrop', size=image_size, second_size=image_size, scale=crop_scale),
+    dict(type='mmcae.RandomMaskGenerator', grid=image_size // patch_size, ratio=mask_ratio),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    drop_last=True,
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix='tiles32', with_label=False, pipeline=train_pipeline),
+)

@@ -1,0 +1,43 @@
+"""ImageNet-1k for pretraining with the paper's views and masks: 224 pixels for the model, 112 for the DALL-E tokenizer, 98 of 196 masked.
+
+Labels are not used: any folder of images in class folders, or with a list `meta/train.txt`, will do.
+"""
+
+# ---- modified often
+data_root = 'data/imagenet/'
+batch_size = 64  # per GPU; the paper trains on 32
+num_masked = 98
+crop_scale = (0.08, 1.0)
+
+# ---- modified sometimes
+num_workers = 8
+data_preprocessor = dict(
+    type='TwoNormDataPreprocessor',
+    # the model's view: ImageNet's mean and standard deviation
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    # the tokenizer's view: DALL-E's 0.8 * x + 0.1 of x in [0, 1]
+    second_mean=[-31.875, -31.875, -31.875],
+    second_std=[318.75, 318.75, 318.75],
+    to_rgb=False,  # mmcae.LoadImage gives RGB
+)
+
+# ---- the rest
+data_preparation = 'Put ImageNet-1k there, its training images in train/<class>/*.JPEG, or set data_root to where it is.'
+train_pipeline = [
+    dict(type='mmcae.LoadImage'),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='mmcae.TwoViewCrop', size=224, second_size=112, scale=crop_scale),
+    dict(type='mmcae.BlockMaskGenerator', grid=14, num_masked=num_masked),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=True,
+    pin_memory=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    drop_last=True,
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
+)

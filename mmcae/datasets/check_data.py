@@ -1,0 +1,40 @@
+"""Stop with one clear message where the data a config names is not there, before anything is built."""
+
+from mmengine.fileio import exists, join_path
+from mmengine.utils import is_abs
+
+from ..utils.errors import DataError
+
+
+def check_data(cfg, splits=('train', 'val', 'test')):
+    """Check that all folders and annotation files that a config reads exist.
+
+    Looks through ``{split}_dataloader.dataset`` of the config, wrapped data sets included. The message ends with the config's
+    ``data_preparation``, a sentence that says how to get the data; every file in ``configs/_base_/datasets/`` has one.
+
+    Args:
+        cfg (mmengine.Config | dict): The full config.
+        splits (Sequence[str]): Which dataloaders will be used. Defaults to all three.
+
+    Raises:
+        DataError: Names the first path that is missing and how to prepare it.
+    """
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader') or {}
+        for path in _paths(loader.get('dataset') or {}):
+            if not exists(path):
+                hint = cfg.get('data_preparation') or 'Set data_root in the config to where the data is.'
+                raise DataError(f'{path} does not exist, but {split}_dataloader reads it. {hint}')
+
+
+def _paths(dataset):
+    """Every path that a data set's config names, data_root first."""
+    for inner in [dataset.get('dataset'), *(dataset.get('datasets') or [])]:
+        if inner:
+            yield from _paths(inner)
+    root = dataset.get('data_root') or ''
+    prefixes = dataset.get('data_prefix') or ''
+    parts = [dataset.get('ann_file') or '', *(prefixes.values() if isinstance(prefixes, dict) else [prefixes])]
+    for part in [root, *(part if is_abs(part) or not root else join_path(root, part) for part in parts if part)]:
+        if part:
+            yield part

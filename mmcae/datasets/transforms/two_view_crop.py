@@ -1,0 +1,118 @@
+"""Cut one random box and resize it twice: once for the model and once for the tokenizer that makes its targets."""
+
+import math
+import random
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+from PIL import Image
+
+from ...registry import TRANSFORMS
+from ...utils.errors import ConfigError
+
+
+@TRANSFORMS.register_module()
+class TwoViewCrop(BaseTransform):
+    """Cut one random box out of the image and resize it to two sizes, antialiased.
+
+    Area and aspect ratio of the box are drawn as in Inception training; a box as large as the image and boxes at its very edge can occur.
+    After ten draws that do not fit, the largest central box within the ratio limits is taken. The resizing is PIL's, which all released
+    weights and tokenizers were trained with (the CAE paper, arXiv 2202.03026, section 4.1).
+
+    Required keys: ``img`` (uint8 array (H, W, 3)). Modified keys: ``img`` becomes a list of two uint8 arrays, the model's view
+    (h, w, 3) and the tokenizer's view (h2, w2, 3); ``img_shape`` becomes (h, w).
+
+    Args:
+        size (int | tuple[int, int]): Size of the model's view: one side of a square, or (height, width).
+        second_size (int | tuple[int, int]): Size of the tokenizer's view.
+        scale (tuple[float, float]): Smallest and largest area of the box as a share of the image's. Defaults to (0.08, 1).
+        ratio (tuple[float, float]): Smallest and largest width / height of the box. Defaults to (3/4, 4/3).
+        interpolation (str): PIL's filter for the model's view: 'nearest', 'box', 'bilinear', 'hamming', 'bicubic' or 'lanczos'.
+            Defaults to 'bicubic'.
+        second_interpolation (str): The same for the tokenizer's view. Defaults to 'lanczos'.
+
+    Raises:
+        ConfigError: A size is not positive, a range is empty or out of bounds, or an interpolation has no such name.
+    """
+
+    ATTEMPTS = 10
+
+    def __init__(
+        self,
+        size,
+        second_size,
+        scale=(0.08, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation='bicubic',
+        second_interpolation='lanczos',
+    ):
+        self.size = _height_width(size, 'size')
+        self.second_size = _height_width(second_size, 'second_size')
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ConfigError(f'scale must be (smallest, largest) share of the area within (0, 1], got {scale}')
+        if not 0 < ratio[0] <= ratio[1]:
+            raise ConfigError(f'ratio must be (smallest, largest) width / height above 0, got {ratio}')
+        self.scale = tuple(scale)
+        self.ratio = tuple(ratio)
+        self.interpolation = interpolation
+        self.second_interpolation = second_interpolation
+        self._filters = (_pil_filter(interpolation), _pil_filter(second_interpolation))
+
+    def transform(self, results):
+        image = results['img']
+        top, left, height, width = self.sample_box(*image.shape[:2])
+        crop = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
+        results['img'] = [
+            np.array(crop.resize((w, h), resample)) for (h, w), resample in zip((self.size, self.second_size), self._filters, strict=True)
+        ]
+        results['img_shape'] = self.size
+        return results
+
+    def sample_box(self, height, width):
+        """Draw a box inside an image of the given size, in pixels.
+
+        Args:
+            height (int): The image's height.
+            width (int): The image's width.
+
+        Returns:
+            tuple[int, int, int, int]: top, left, height and width of the box.
+        """
+        log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
+        for _ in range(self.ATTEMPTS):
+            area = random.uniform(*self.scale) * height * width
+            ratio = math.exp(random.uniform(*log_ratio))
+            w = round(math.sqrt(area * ratio))
+            h = round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return random.randint(0, height - h), random.randint(0, width - w), h, w
+        return self._central_box(height, width)
+
+    def _central_box(self, height, width):
+        h, w = height, width
+        if width < height * self.ratio[0]:
+            h = max(1, round(width / self.ratio[0]))
+        elif width > height * self.ratio[1]:
+            w = max(1, round(height * self.ratio[1]))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+    def __repr__(self):
+        return (
+            f'{type(self).__name__}(size={self.size}, second_size={self.second_size}, scale={self.scale}, ratio={self.ratio}, '
+            f'interpolation={self.interpolation!r}, second_interpolation={self.second_interpolation!r})'
+        )
+
+
+def _height_width(size, name):
+    height, width = (size, size) if isinstance(size, int) else size
+    if height < 1 or width < 1:
+        raise ConfigError(f'{name} must be positive, got {size}')
+    return height, width
+
+
+def _pil_filter(name):
+    try:
+        return Image.Resampling[name.upper()]
+    except KeyError:
+        names = ', '.join(f.name.lower() for f in Image.Resampling)
+        raise ConfigError(f'no interpolation is called {name!r}; choose from {names}') from None
