@@ -1,0 +1,5 @@
+"""Classification heads that mmpretrain does not have."""
+
+from .attentive import AttentiveClsHead
+
+__all__ = ['AttentiveClsHead']
