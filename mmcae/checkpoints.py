@@ -12,6 +12,9 @@ mmpretrain          CAE or BEiTViT of mmpretrain and mmselfsup                  
 encoder             an encoder alone; ours, the authors', and timm's BEiT agree         `blocks.`
 mmpretrain-encoder  mmpretrain's backbone alone                                         `layers.`
 ==================  ==================================================================  =====================
+
+A plain ViT (MAE, DeiT, ... of mmpretrain, of timm or of MAE's authors) counts as `mmpretrain` or `encoder` and computes the same as CAEViT
+with `layer_scale_init_value=0`.
 """
 
 import argparse
@@ -88,7 +91,14 @@ CAE_PARTS = ('backbone.', 'regressor.', 'decoder.', 'pos_embed')
 ENCODER_PARTS = ('cls_token', 'pos_embed', 'patch_embed.', 'blocks.', 'norm.', 'fc_norm.')
 
 
-KINDS = ('mmcae', 'official', 'mmpretrain', 'encoder', 'mmpretrain-encoder')
+# What the names of CAE's own parts begin with, by kind; the rest are copies, tokenizers, and heads of other tasks.
+KINDS = {
+    'mmcae': CAE_PARTS,
+    'official': ('encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.', 'mask_token', 'rd_pos_embed'),
+    'mmpretrain': ('backbone.', 'neck.'),
+    'encoder': ENCODER_PARTS,
+    'mmpretrain-encoder': ('cls_token', 'pos_embed', 'patch_embed.', 'layers.', 'ln1.', 'ln2.'),
+}
 
 
 # ---------------------------------------------------------------- reading
@@ -232,8 +242,8 @@ def to_official(state: Mapping) -> StateDict:
 
 def convert_mmpretrain(state: Mapping) -> StateDict:
     """A state dict of mmpretrain's CAE, or of any of its models on BEiTViT, under mmcae's names; tokenizer and teacher left out."""
-    heads = {key for key in state if not re.match(r'(backbone|neck|teacher|target_generator|data_preprocessor)\.', key)}
-    return _with_latent_positions(_rename({k: v for k, v in state.items() if k not in heads}, MMPRETRAIN))
+    parts = _parts(state, 'mmpretrain')
+    return _with_latent_positions(_rename({key: value for key, value in state.items() if key.startswith(parts)}, MMPRETRAIN))
 
 
 def to_mmpretrain(state: Mapping, pool: str = 'token') -> StateDict:
@@ -283,17 +293,23 @@ def to_timm(state: Mapping, pool: str = 'token') -> StateDict:
 def to_mmcae(state: Mapping, kind: str | None = None) -> StateDict:
     """A state dict of any kind (see the module's docstring) under mmcae's names; keys that belong to none of its parts stay."""
     kind = kind or detect_kind(state)
+    state = _split_qkv_bias(state)
     if kind == 'official':
         return convert_official(state)
     if kind == 'mmpretrain':
         return convert_mmpretrain(state)
     if kind == 'mmpretrain-encoder':
-        return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if not key.startswith('head')})
+        return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if key.startswith(KINDS[kind])})
     if kind == 'encoder':
         return convert_timm(state)
     if kind == 'mmcae':
         return _without_redundant(state)
     raise CheckpointError(f'Unknown kind of checkpoint {kind!r}, known are {", ".join(KINDS)}')
+
+
+def left_out(state: Mapping, kind: str) -> list[str]:
+    """The keys of a state dict that are no part of CAE: copies of the encoder, tokenizers, heads and necks of other tasks."""
+    return [key for key in state if REDUNDANT.match(key) or not key.startswith(_parts(state, kind))]
 
 
 def cae_of(state: Mapping) -> StateDict:
@@ -311,10 +327,30 @@ def encoder_of(state: Mapping) -> StateDict:
     return {key.removeprefix('backbone.'): value for key, value in _without_redundant(state).items() if key.startswith('backbone.')}
 
 
+def _parts(state: Mapping, kind: str) -> tuple[str, ...]:
+    if kind == 'mmpretrain' and not any(key.startswith('neck.regressors.') for key in state):
+        return ('backbone.',)  # a model other than CAE: what its neck does is its own affair
+    return KINDS[kind]
+
+
 def _is_average(pool: str) -> bool:
     if pool not in ('token', 'avg'):
         raise CheckpointError(f"pool must be 'token' or 'avg', got {pool!r}")
     return pool == 'avg'
+
+
+def _split_qkv_bias(state: Mapping) -> StateDict:
+    """The fused bias of plain ViTs as the biases of queries and values. That of the keys is left out: it changes all scores of a query by
+    the same amount, which the softmax does not see.
+    """
+    split = {}
+    for key, value in state.items():
+        if key.endswith('.attn.qkv.bias'):
+            block = key.removesuffix('qkv.bias')
+            split[f'{block}q_bias'], _, split[f'{block}v_bias'] = value.chunk(3)
+        else:
+            split[key] = value
+    return split
 
 
 def _without_redundant(state: Mapping) -> StateDict:
@@ -429,8 +465,8 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
         raise CheckpointError(
             f'{origin} does not fit this {name} ({len(state) - len(unexpected) - len(clashes)} of {len(target)} tensors match). '
             + '. '.join(problems)
-            + '. Give the model the arch, patch_size and in_channels of the checkpoint; convert other layouts with '
-            'tools/model_converters/convert.py; list what may be missing in init_cfg.allow_missing.'
+            + '. Give the model the arch, patch_size and in_channels of the checkpoint, and layer_scale_init_value=0 where it has no '
+            'gamma; convert other layouts with tools/model_converters/convert.py; list what may be missing in init_cfg.allow_missing.'
         )
     # strict=False only for what was excused above.
     module.load_state_dict({key: fitted[key] for key in state}, strict=False)
