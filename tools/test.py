@@ -54,6 +54,8 @@ def test(args):
     if args.show_dir:
         draw_predictions(cfg, args.show_dir)
     if args.tta:
+        if args.show_dir and cfg.get('default_scope') == 'mmpretrain':
+            raise ConfigError('--show-dir cannot draw several views of an image: leave --tta out')
         augment_test(cfg)
     runner = build_runner(cfg, args.launcher)
     refuse_other_models(runner)
@@ -93,23 +95,22 @@ def write_predictions(cfg, out):
 
 
 def draw_predictions(cfg, folder):
-    """Switch on the visualisation hook of the config's library, for every image."""
+    """Switch on the visualisation hook of the config's library, for every image; put it and its visualizer in where the config has none."""
     from mmengine.config import ConfigDict
 
     folder = str(Path(folder).resolve())
+    hook, settings, visualizer = {
+        'mmdet': ('mmdet.DetVisualizationHook', dict(draw=True, test_out_dir=folder), 'mmdet.DetLocalVisualizer'),
+        'mmseg': ('mmseg.SegVisualizationHook', dict(draw=True, interval=1), 'mmseg.SegLocalVisualizer'),
+    }.get(
+        cfg.get('default_scope'),
+        ('mmpretrain.VisualizationHook', dict(enable=True, interval=1, out_dir=folder), 'mmpretrain.UniversalVisualizer'),
+    )
     hooks = cfg.setdefault('default_hooks', ConfigDict())
-    scope = cfg.get('default_scope')
-    if scope == 'mmdet':
-        hook = hooks.setdefault('visualization', ConfigDict(type='mmdet.DetVisualizationHook'))
-        hook.update(draw=True, test_out_dir=folder)
-    elif scope == 'mmseg':
-        hook = hooks.setdefault('visualization', ConfigDict(type='mmseg.SegVisualizationHook'))
-        hook.update(draw=True, interval=1)
-        cfg.setdefault('visualizer', ConfigDict(type='mmseg.SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')]))
+    hooks.setdefault('visualization', ConfigDict(type=hook)).update(settings)
+    cfg.setdefault('visualizer', ConfigDict(type=visualizer, vis_backends=[dict(type='LocalVisBackend')]))
+    if cfg.default_scope == 'mmseg':  # its hook has no folder of its own
         cfg.visualizer.save_dir = folder
-    else:
-        hook = hooks.setdefault('visualization', ConfigDict(type='mmpretrain.VisualizationHook'))
-        hook.update(enable=True, interval=1, out_dir=folder)
 
 
 def augment_test(cfg):

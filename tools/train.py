@@ -104,16 +104,21 @@ def summary(cfg, processes):
     lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
-    note = ''
-    if lr is not None and scaling.get('enable'):
+    if cfg.get('resume'):
+        rate = f', lr and schedule from {cfg.load_from or "the newest checkpoint"}'
+    elif lr is None:
+        rate = ''
+    elif scaling.get('enable'):
         ratio = processes * images / base
-        lr, note = lr * ratio, f" (the config's {lr:g} x {ratio:g})"
+        rate = f", lr {lr * ratio:g} (the config's {lr:g} x {ratio:g})"
     elif base and base != batch:
-        note = f' (chosen for a batch of {base}; --auto-scale-lr adapts it)'
-    rate = '' if lr is None else f', lr {lr:g}{note}'
+        rate = f', lr {lr:g} (chosen for a batch of {base}; --auto-scale-lr adapts it)'
+    else:
+        rate = f', lr {lr:g}'
+    several = 'es' if processes > 1 else ''
     return (
-        f'Effective batch size {batch} ({processes} process{"es" * (processes > 1)} x {images} images x {accumulated} accumulated)'
-        f'{rate}; results go to {cfg.work_dir}'
+        f'Effective batch size {batch} ({processes} process{several} x {images} images x {accumulated} accumulated){rate}; '
+        f'results go to {cfg.work_dir}'
     )
 
 

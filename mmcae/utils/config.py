@@ -208,7 +208,9 @@ def check_config(cfg):
     scopes = {'mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'mmcae'}
     if scope not in scopes:
         raise ConfigError(f'default_scope={scope!r} is none of {sorted(scopes)}{nearest(scope, scopes)}')
-    if scope in compat.LIBRARIES:
+    if scope == 'mmpretrain':
+        compat.import_mmpretrain()
+    elif scope in compat.LIBRARIES:
         compat.require(scope)
     for name in LOADERS:
         loader = cfg.get(name) or {}

@@ -94,7 +94,7 @@ def explain(error):
 
 def _explain_unknown_type(error):
     """For a `type='X'` that no registry knows."""
-    match = re.search(r'(\S+) is not in the (\w+)::([\w ]+) registry', str(error))
+    match = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', str(error.args[0]) if error.args else '')
     if not match:
         return None
     name, scope, kind = match.groups()

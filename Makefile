@@ -1,0 +1,42 @@
+# Everything runs in $(VENV), which is built on the first call and used as it is afterwards.
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+RUN := $(VENV)/bin/python
+
+.PHONY: help demo demo-full test lint format clean environment
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo        pretrain on real handwritten digits, carry the encoder on, write work_dirs/demo/index.html'
+	@echo 'make demo-full   the same from three seeds and for every encoder: the published table'
+	@echo 'make test        lint and all tests (WORKERS=$(WORKERS) at a time)'
+	@echo 'make lint        ruff, without changing anything'
+	@echo 'make format      let ruff format the code and fix what it can'
+	@echo 'make clean       remove caches and build output; work_dirs/, data/ and $(VENV) stay'
+	@echo 'PYTHON=python3.11 names the interpreter to build $(VENV) with, VENV=folder another place for it.'
+
+environment:
+	@$(PYTHON) tools/build_env.py --venv $(VENV)
+
+demo: environment
+	$(RUN) tools/demo.py
+
+demo-full: environment
+	$(RUN) tools/demo.py --seeds 3 --all-encoders
+
+# One OpenMP thread for each worker: on the tests' tiny models the threads would only wait for each other.
+test: environment lint
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+lint: environment
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: environment
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache build dist
