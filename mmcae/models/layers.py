@@ -96,7 +96,7 @@ class Block(nn.Module):
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Rates that rise linearly from 0 in the first block to `rate` in the last (stochastic depth)."""
-    return torch.linspace(0, rate, depth).tolist()
+    return torch.linspace(0, rate, depth, device='cpu').tolist()
 
 
 def pick(tokens: Tensor, index: Tensor) -> Tensor:
