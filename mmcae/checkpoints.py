@@ -127,11 +127,12 @@ def read_checkpoint(path: str | Path) -> dict:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location='cpu', weights_only=True)
     except pickle.UnpicklingError as error:
-        culprit = re.search(r'GLOBAL (\S+)|Unsupported (?:global|class|operand)[^\n]*', str(error))
+        # Of torch's text the name alone: the rest is advice to switch its protection off.
+        name = re.search(r'GLOBAL ([\w.]+)', str(error))
+        reason = name[1] if name else first_sentence(str(error).split('error: ')[-1])
         raise CheckpointError(
-            f'{path} was refused: it holds {culprit[1] or culprit[0] if culprit else "objects"} where only tensors and plain data are '
-            "allowed, because loading anything else can run code. For OpenAI's tokenizer use tools/model_converters/convert.py; "
-            f'for other files save the state_dict alone. ({str(error).splitlines()[0]})'
+            f'{path} was refused ({reason}): only tensors and plain data are read, because loading anything else can run code. '
+            "Convert OpenAI's tokenizer with tools/model_converters/convert.py; save the state_dict alone of a module of your own"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise damaged(path, error) from error
@@ -150,8 +151,12 @@ def read_safetensors(path: Path) -> StateDict:
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """What to raise for a file that cannot be read as what its name says."""
-    reason = (str(error).splitlines() or [''])[0]
-    return CheckpointError(f'{path} is damaged or no checkpoint ({type(error).__name__}: {reason})')
+    return CheckpointError(f'{path} is damaged or no checkpoint ({type(error).__name__}: {first_sentence(str(error))})')
+
+
+def first_sentence(text: str) -> str:
+    """Of a library's message what is wrong; what follows is advice that does not apply here."""
+    return text.strip().split('\n')[0].split('. ')[0].rstrip('.') or 'no reason given'
 
 
 def write_state_dict(path: str | Path, state: StateDict):
