@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checkpoints import load_encoder, pretrained_source
 from ..registry import MODELS
-from ..utils.errors import CheckpointError
-from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, resize_position_table, sincos_position_table
+from ..utils.errors import CheckpointError, ConfigError
+from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, positions_for, resize_position_table, sincos_position_table
 from .relative_position import CLS_ROWS, resize_bias_table, table_length
 
 # Table of section 1.1 of the reference: tiny and small have 12 heads too.
@@ -51,6 +51,9 @@ class CAEViT(BaseModule):
         in_channels: Channels of the images.
         drop_path_rate: Stochastic depth of the last block in [0, 1); earlier blocks have linearly less, the first none.
         layer_scale_init_value: Initial layer scale; 0 leaves layer scale out.
+        position_mode: Where the positions of another grid than that of `img_size` come from. 'resize': the table is resized, so that
+            they keep their place relative to the image (the paper's detection and segmentation). 'sincos': they are computed for that
+            grid, so that neighbours keep their distance: for encoders that are pretrained on images of several sizes.
         use_rel_pos_bias: Learn a relative position bias in every block, zero at the start.
         out_indices: Blocks after which :meth:`forward` gives an output; negative ones count from the end.
         out_type: What :meth:`forward` gives for each of them: 'cls_token' (B, C); 'avg_featmap' (B, C), the final norm of the mean
@@ -63,7 +66,7 @@ class CAEViT(BaseModule):
             :mod:`mmcae.checkpoints`: any mmcae, official or mmpretrain CAE checkpoint.
 
     Raises:
-        ValueError: An unknown `arch` or `out_type`, an `img_size` or input that the patches do not tile, a block that is not there.
+        ConfigError: An unknown `arch` or `out_type`, an `img_size` or input that the patches do not tile, a block that is not there.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class CAEViT(BaseModule):
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
+        position_mode: str = 'resize',
         use_rel_pos_bias: bool = False,
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'cls_token',
@@ -88,11 +92,14 @@ class CAEViT(BaseModule):
         self.patch_size = to_2tuple(patch_size)
         self.grid = self.grid_of(to_2tuple(img_size))
         if out_type not in OUT_TYPES:
-            raise ValueError(f'out_type={out_type!r} is none of {OUT_TYPES}')
+            raise ConfigError(f'out_type={out_type!r} is none of {OUT_TYPES}')
         self.out_type = out_type
+        if position_mode not in ('resize', 'sincos'):
+            raise ConfigError(f"position_mode={position_mode!r} is neither 'resize' nor 'sincos'")
+        self.position_mode = position_mode
         self.out_indices = self.absolute_indices(out_indices)
         if not -1 <= frozen_stages <= self.num_layers:
-            raise ValueError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
+            raise ConfigError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
 
@@ -173,7 +180,7 @@ class CAEViT(BaseModule):
         """The patch grid (h, w) of an image of (height, width) pixels."""
         height, width = size
         if height % self.patch_size[0] or width % self.patch_size[1] or not height * width:
-            raise ValueError(
+            raise ConfigError(
                 f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {"x".join(map(str, self.patch_size))}: '
                 'resize, crop or pad them to a multiple of the patch size (e.g. pad_size_divisor in the data preprocessor).'
             )
@@ -183,14 +190,14 @@ class CAEViT(BaseModule):
         """The position table (1, 1 + h * w, C) for a patch grid (h, w); that of cls comes first and does not change."""
         if grid == self.grid:
             return self.pos_embed
-        patches = resize_position_table(self.pos_embed[:, 1:], self.grid, grid, by_scale=True)
+        patches = positions_for(grid, self.pos_embed[:, 1:], self.grid, self.position_mode)
         return torch.cat((self.pos_embed[:, :1], patches), dim=1)
 
     def absolute_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
         wrong = [i for i in indices if not -self.num_layers <= i < self.num_layers]
         if wrong:
-            raise ValueError(f'out_indices {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
+            raise ConfigError(f'out_indices {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
         return tuple(sorted(i % self.num_layers for i in indices))
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
@@ -222,6 +229,9 @@ class CAEViT(BaseModule):
         fitted = dict(state)
         for key, value in state.items():
             if key == 'pos_embed' and value.shape[1] != self.pos_embed.shape[1]:
+                if self.position_mode == 'sincos':
+                    fitted[key] = self.pos_embed
+                    continue
                 source = square_grid(value.shape[1] - 1, key)
                 patches = resize_position_table(value[:, 1:].float(), source, self.grid)
                 fitted[key] = torch.cat((value[:, :1].float(), patches), dim=1)
@@ -264,12 +274,12 @@ def resolve_arch(arch: str | dict) -> dict:
     """The sizes behind a name or dict of sizes."""
     if isinstance(arch, str):
         if arch not in ARCHITECTURES:
-            raise ValueError(
+            raise ConfigError(
                 f'arch={arch!r} is none of {sorted(ARCHITECTURES)}; give a dict(embed_dims=, num_layers=, num_heads=) for others'
             )
         return ARCHITECTURES[arch]
     missing = {'embed_dims', 'num_layers', 'num_heads'} - set(arch)
     unknown = set(arch) - {'embed_dims', 'num_layers', 'num_heads', 'feedforward_channels'}
     if missing or unknown:
-        raise ValueError(f'arch={dict(arch)}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}')
+        raise ConfigError(f'arch={dict(arch)}: missing keys {sorted(missing)}, unknown keys {sorted(unknown)}')
     return arch
