@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from mmcae.utils.errors import ConfigError
-from mmcae.visualization import attention_maps, attention_sheet
-from mmcae.visualization.attention import overlay
+from mmcae.visualization.attention import attention_maps, attention_sheet, overlay
 
 
 @pytest.mark.parametrize('bias', [False, True])

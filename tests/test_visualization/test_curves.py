@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mmcae.utils.errors import DataError
-from mmcae.visualization import plot_curves, read_scalars
+from mmcae.visualization.curves import plot_curves, read_scalars
 
 
 def write_log(folder, name, entries):

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageFont
 
 from mmcae.apis import Reconstruction
-from mmcae.visualization import picture_sheet, reconstruction_sheet, save_picture
-from mmcae.visualization.sheet import enlarge, wrap
+from mmcae.visualization.reconstruction import reconstruction_sheet
+from mmcae.visualization.sheet import enlarge, picture_sheet, save_picture, wrap
 
 RED, GREEN, BLUE = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
 

@@ -29,7 +29,8 @@ def main():
 
 
 def plot(args):
-    from mmcae.visualization import plot_curves, read_scalars, save_picture
+    from mmcae.visualization.curves import plot_curves, read_scalars
+    from mmcae.visualization.sheet import save_picture
 
     runs = {name: read_scalars(work_dir) for name, work_dir in zip(args.names, args.work_dirs, strict=True)}
     save_picture(plot_curves(runs, args.keys), args.out)

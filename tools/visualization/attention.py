@@ -28,7 +28,8 @@ def main():
 
 def draw(args):
     from mmcae.apis import load_encoder_and_preprocess
-    from mmcae.visualization import attention_maps, attention_sheet, save_picture
+    from mmcae.visualization.attention import attention_maps, attention_sheet
+    from mmcae.visualization.sheet import save_picture
 
     encoder, preprocess = load_encoder_and_preprocess(args.checkpoint, tuple(args.img_size or ()) or None)
     views = [preprocess.view(image) for image in args.images]

@@ -33,8 +33,8 @@ def main():
 def draw(args):
     from mmcae.utils.config import load_config
     from mmcae.utils.runner import require_checkpoint
-    from mmcae.visualization import save_picture
     from mmcae.visualization.predictions import prediction_sheet
+    from mmcae.visualization.sheet import save_picture
 
     for checkpoint in args.checkpoints:
         require_checkpoint(checkpoint)

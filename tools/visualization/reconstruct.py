@@ -31,7 +31,8 @@ def main():
 
 def draw(args):
     from mmcae.apis import load_pretrained, reconstruct
-    from mmcae.visualization import reconstruction_sheet, save_picture
+    from mmcae.visualization.reconstruction import reconstruction_sheet
+    from mmcae.visualization.sheet import save_picture
 
     model = load_pretrained(args.config, args.checkpoint)
     results = [
