@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checkpoints import load_state, load_strictly, name_of, pretrained_source, to_mmcae
 from ..registry import MODELS
 from ..utils.errors import ConfigError, DataError
-from .layers import init_stack, pick, positions_for, resize_position_table, sincos_position_table
+from .layers import init_stack, pick, resize_position_table, sincos_position_table
 from .vit import square_grid
 
 
@@ -142,7 +142,7 @@ class CAE(BaseSelfSupervisor):
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1, h * w, D) for a patch grid, resized as the encoder resizes its own."""
-        return positions_for(grid, self.pos_embed, self.backbone.grid, self.backbone.position_mode)
+        return resize_position_table(self.pos_embed, self.backbone.grid, grid, by_scale=True)
 
     def init_weights(self):
         """Fresh weights in all parts, then those of the checkpoints that the model's, the encoder's and the tokenizer's init_cfg name."""
@@ -168,9 +168,7 @@ class CAE(BaseSelfSupervisor):
         fitted = {f'backbone.{key}': value for key, value in self.backbone.fit_state_dict(encoder).items()}
         table = state.get('pos_embed', self.pos_embed)
         if table.shape[1] != self.pos_embed.shape[1]:
-            fitted['pos_embed'] = self.pos_embed
-            if self.backbone.position_mode == 'resize':
-                fitted['pos_embed'] = resize_position_table(table.float(), square_grid(table.shape[1], 'pos_embed'), self.backbone.grid)
+            fitted['pos_embed'] = resize_position_table(table.float(), square_grid(table.shape[1], 'pos_embed'), self.backbone.grid)
         return {**state, **fitted}
 
     def check_parts(self):

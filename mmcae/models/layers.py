@@ -3,8 +3,6 @@
 Parameter names are BEiT's (and timm's), so that encoder weights travel between the libraries without renaming.
 """
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
@@ -150,25 +148,6 @@ def resize_position_table(table: Tensor, source: tuple[int, int], grid: tuple[in
     else:
         maps = F.interpolate(maps, size=tuple(grid), mode='bicubic', align_corners=False)
     return maps.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-@lru_cache(maxsize=64)
-def cached_sincos_table(grid: tuple[int, int], dim: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """:func:`sincos_position_table`, made once per grid and device."""
-    return sincos_position_table(grid, dim).to(device, dtype)
-
-
-def positions_for(grid: tuple[int, int], table: Tensor, source: tuple[int, int], mode: str) -> Tensor:
-    """The positions (1, h * w, C) of a patch grid (h, w) where the table at hand (1, n, C) was made for the grid `source`.
-
-    Args:
-        mode: 'resize' or 'sincos', see :class:`mmcae.models.CAEViT`.
-    """
-    if grid == source:
-        return table
-    if mode == 'sincos':
-        return cached_sincos_table(grid, table.shape[-1], table.device, table.dtype)
-    return resize_position_table(table, source, grid, by_scale=True)
 
 
 @torch.no_grad()

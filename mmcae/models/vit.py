@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from ..checkpoints import load_encoder, pretrained_source
 from ..registry import MODELS
 from ..utils.errors import CheckpointError, ConfigError
-from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, positions_for, resize_position_table, sincos_position_table
+from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, resize_position_table, sincos_position_table
 from .relative_position import CLS_ROWS, resize_bias_table, table_length
 
 # Table of section 1.1 of the reference: tiny and small have 12 heads too.
@@ -51,9 +51,6 @@ class CAEViT(BaseModule):
         in_channels: Channels of the images.
         drop_path_rate: Stochastic depth of the last block in [0, 1); earlier blocks have linearly less, the first none.
         layer_scale_init_value: Initial layer scale; 0 leaves layer scale out.
-        position_mode: Where the positions of another grid than that of `img_size` come from. 'resize': the table is resized, so that
-            they keep their place relative to the image (the paper's detection and segmentation). 'sincos': they are computed for that
-            grid, so that neighbours keep their distance: for encoders that are pretrained on images of several sizes.
         use_rel_pos_bias: Learn a relative position bias in every block, zero at the start.
         out_indices: Blocks after which :meth:`forward` gives an output; negative ones count from the end.
         out_type: What :meth:`forward` gives for each of them: 'cls_token' (B, C); 'avg_featmap' (B, C), the final norm of the mean
@@ -77,7 +74,6 @@ class CAEViT(BaseModule):
         in_channels: int = 3,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
-        position_mode: str = 'resize',
         use_rel_pos_bias: bool = False,
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'cls_token',
@@ -94,9 +90,6 @@ class CAEViT(BaseModule):
         if out_type not in OUT_TYPES:
             raise ConfigError(f'out_type={out_type!r} is none of {OUT_TYPES}')
         self.out_type = out_type
-        if position_mode not in ('resize', 'sincos'):
-            raise ConfigError(f"position_mode={position_mode!r} is neither 'resize' nor 'sincos'")
-        self.position_mode = position_mode
         self.out_indices = self.absolute_indices(out_indices)
         if not -1 <= frozen_stages <= self.num_layers:
             raise ConfigError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
@@ -190,7 +183,7 @@ class CAEViT(BaseModule):
         """The position table (1, 1 + h * w, C) for a patch grid (h, w); that of cls comes first and does not change."""
         if grid == self.grid:
             return self.pos_embed
-        patches = positions_for(grid, self.pos_embed[:, 1:], self.grid, self.position_mode)
+        patches = resize_position_table(self.pos_embed[:, 1:], self.grid, grid, by_scale=True)
         return torch.cat((self.pos_embed[:, :1], patches), dim=1)
 
     def absolute_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
@@ -229,9 +222,6 @@ class CAEViT(BaseModule):
         fitted = dict(state)
         for key, value in state.items():
             if key == 'pos_embed' and value.shape[1] != self.pos_embed.shape[1]:
-                if self.position_mode == 'sincos':
-                    fitted[key] = self.pos_embed
-                    continue
                 source = square_grid(value.shape[1] - 1, key)
                 patches = resize_position_table(value[:, 1:].float(), source, self.grid)
                 fitted[key] = torch.cat((value[:, :1].float(), patches), dim=1)
