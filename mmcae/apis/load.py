@@ -156,7 +156,7 @@ def timm_arguments(state: Mapping, num_heads: int | None = None, pool: str = 'to
     if not large and (dim, depth, heads) != (768, 12, 12):
         arguments |= dict(embed_dim=dim, depth=depth, num_heads=heads)
     if not encoder['layer_scale_init_value']:
-        arguments |= dict(init_values=None)
+        arguments |= dict(init_values=0)  # timm takes None for its own default
     for name, value, default in (
         ('img_size', encoder['img_size'][0], 224),
         ('patch_size', patch[0], 16),
@@ -227,9 +227,15 @@ def config_of(content: Mapping) -> dict:
     model = config_section(meta['cfg'], 'model') if isinstance(meta, Mapping) and isinstance(meta.get('cfg'), str) else {}
     backbone, latent = section(model, 'backbone'), section(model, 'decoder') or section(model, 'neck')
     arch = backbone.get('arch')
-    sizes = arch if isinstance(arch, dict) else architectures(backbone).get(arch, {})
+    sizes = arch if isinstance(arch, dict) else architectures(backbone).get(str(arch), {})
     found = dict(num_heads=sizes.get('num_heads'), decoder_num_heads=latent.get('num_heads'), img_size=backbone.get('img_size'))
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in found.items() if is_size(value)}
+
+
+def is_size(value) -> bool:
+    """Whether it is a whole number above 0, or two of them: other things than that are not taken from a checkpoint's config."""
+    numbers = value if isinstance(value, tuple) and len(value) == 2 else (value,)
+    return all(type(number) is int and number > 0 for number in numbers)
 
 
 def section(config: dict, name: str) -> dict:
@@ -256,7 +262,8 @@ def config_section(text: str, name: str) -> dict:
         if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict':
             return {word.arg: literal(word.value) for word in node.keywords if word.arg}
         if isinstance(node, ast.Dict):
-            return {literal(key): literal(value) for key, value in zip(node.keys, node.values, strict=True) if key}
+            pairs = zip(node.keys, node.values, strict=True)
+            return {key.value: literal(value) for key, value in pairs if isinstance(key, ast.Constant)}
         if isinstance(node, (ast.List, ast.Tuple)):
             return tuple(literal(element) for element in node.elts)
         return node.value if isinstance(node, ast.Constant) else None
