@@ -6,7 +6,7 @@ from mmengine.config import Config
 from mmcae.datasets import check_data
 from mmcae.utils.errors import DataError
 
-CONFIGS = ('digits_pretrain', 'digits_pretrain_tiles', 'digits_classification', 'digits_coco', 'digits_segmentation', 'imagenet_cae')
+CONFIGS = ('digits_pretrain', 'digits_pretrain_scenes', 'digits_classification', 'digits_coco', 'digits_segmentation', 'imagenet_cae')
 
 
 @pytest.mark.parametrize('name', CONFIGS)

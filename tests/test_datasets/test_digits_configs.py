@@ -28,7 +28,7 @@ def loader_of(cfg, split, **changes):
 
 
 def test_pretraining_batches_come_in_three_sizes(load):
-    cfg = load('digits_pretrain', 'mmpretrain')
+    cfg = load('digits_pretrain_scenes', 'mmpretrain')
     random.seed(0)
     cfg.train_dataloader.batch_sampler.batch_sizes = [16, 8, 5]
     preprocessor = MODELS.build(cfg.data_preprocessor)
@@ -50,7 +50,7 @@ def test_pretraining_batches_come_in_three_sizes(load):
 
 
 def test_pretraining_on_tiles_alone(load):
-    cfg = load('digits_pretrain_tiles', 'mmpretrain')
+    cfg = load('digits_pretrain', 'mmpretrain')
     batch = next(iter(loader_of(cfg, 'train', batch_size=10)))
     assert [tuple(view.shape) for view in batch['inputs']] == [(10, 3, 32, 32)] * 2
     assert torch.stack([sample.mask for sample in batch['data_samples']]).sum() == 80

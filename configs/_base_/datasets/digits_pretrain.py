@@ -1,17 +1,19 @@
-"""Embedded digits, unlabelled, for pretraining: 32x32 tiles, 64x64 and 96x96 scenes in one run.
+"""Embedded digits, unlabelled, for pretraining: the 32x32 tiles. What to copy for a folder of images of your own.
 
-The encoder sees the grids of classification, segmentation and detection; every batch comes from one of the three sources.
+The scenes of detection and segmentation are left out on purpose: measured, a quarter of the steps spent on them costs the encoder twenty
+points of kNN accuracy on tiles and gains nothing on scenes. digits_pretrain_scenes.py has them.
 """
 
 # ---- modified often
 data_root = 'data/digits/pretrain/'
-batch_sizes = [128, 32, 14]  # tiles, scenes64, scenes96: about the same number of tokens in each, so the steps take equally long
-mask_ratio = 0.5
-crop_scale = (0.6, 1.0)
+batch_size = 128
+mask_ratio = 0.7
+crop_scale = (0.5, 1.0)
 
 # ---- modified sometimes
+image_size = 32
 patch_size = 8
-cache_images = True  # 25,000 small images: decoding would cost more than everything else
+cache_images = True
 num_workers = 1
 data_preprocessor = dict(
     type='TwoNormDataPreprocessor',
@@ -27,37 +29,18 @@ data_preprocessor = dict(
 # ---- the rest
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
 # No flip: a mirrored digit is another sign, or none.
-tiles_pipeline = [
+train_pipeline = [
     dict(type='mmcae.LoadImage', cache=cache_images),
-    dict(type='mmcae.TwoViewCrop', size=32, second_size=32, scale=crop_scale),
-    dict(type='mmcae.RandomMaskGenerator', grid=32 // patch_size, ratio=mask_ratio),
-    dict(type='PackInputs'),
-]
-scenes64_pipeline = [
-    dict(type='mmcae.LoadImage', cache=cache_images),
-    dict(type='mmcae.TwoViewCrop', size=64, second_size=64, scale=crop_scale),
-    dict(type='mmcae.RandomMaskGenerator', grid=64 // patch_size, ratio=mask_ratio),
-    dict(type='PackInputs'),
-]
-scenes96_pipeline = [
-    dict(type='mmcae.LoadImage', cache=cache_images),
-    dict(type='mmcae.TwoViewCrop', size=96, second_size=96, scale=crop_scale),
-    dict(type='mmcae.RandomMaskGenerator', grid=96 // patch_size, ratio=mask_ratio),
+    dict(type='mmcae.TwoViewCrop', size=image_size, second_size=image_size, scale=crop_scale),
+    dict(type='mmcae.RandomMaskGenerator', grid=image_size // patch_size, ratio=mask_ratio),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(
-    batch_size=batch_sizes[0],
+    batch_size=batch_size,
     num_workers=num_workers,
     persistent_workers=num_workers > 0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    batch_sampler=dict(type='mmcae.SourceBatchSampler', batch_sizes=batch_sizes),
+    sampler=dict(type='InfiniteSampler', shuffle=True),  # counted in iterations: train_cfg must have an IterBasedTrainLoop
+    drop_last=True,
     collate_fn=dict(type='default_collate'),
-    dataset=dict(
-        type='ConcatDataset',
-        datasets=[
-            dict(type='CustomDataset', data_root=data_root, data_prefix='tiles32', with_label=False, pipeline=tiles_pipeline),
-            dict(type='CustomDataset', data_root=data_root, data_prefix='scenes64', with_label=False, pipeline=scenes64_pipeline),
-            dict(type='CustomDataset', data_root=data_root, data_prefix='scenes96', with_label=False, pipeline=scenes96_pipeline),
-        ],
-    ),
+    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix='tiles32', with_label=False, pipeline=train_pipeline),
 )
