@@ -195,6 +195,9 @@ def refuse_unsafe_loading():
 class _ArrayType:
     """What the name `numpy.ndarray` means inside a checkpoint: a token to hand to `_reconstruct`, not a constructor."""
 
+    def __new__(cls, *_):
+        raise pickle.UnpicklingError('a checkpoint may not make an array from memory')
+
 
 def _history_method(owner, name):
     """What `getattr` means inside a checkpoint: a method of HistoryBuffer that computes a statistic."""

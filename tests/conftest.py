@@ -93,7 +93,7 @@ def run_tool():
     process and all it started are killed, and the test fails. Shell scripts run under bash, everything else under this Python.
     """
 
-    def run(tool, *arguments, env=None, timeout=120, cwd=ROOT):
+    def run(tool, *arguments, env=None, timeout=600, cwd=ROOT):
         tool = ROOT / tool
         command = ['bash' if tool.suffix == '.sh' else sys.executable, str(tool), *map(str, arguments)]
         environment = dict(os.environ, PYTHON=sys.executable, **(env or {}))

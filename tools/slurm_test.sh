@@ -3,8 +3,9 @@
 #
 #     GPUS=16 GPUS_PER_NODE=8 CPUS_PER_TASK=5 bash tools/slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of tools/test.py]
 #
-# The values above without GPUS are the defaults; GPUS defaults to 8. GPUS_PER_NODE=0 TASKS_PER_NODE=2 runs GPUS tasks without GPUs.
-# SRUN_ARGS holds further arguments of srun, such as "--time=24:00:00 --account=me". PORT is where the tasks meet (default: a random one).
+# In brackets the defaults: GPUS (8), GPUS_PER_NODE (8), CPUS_PER_TASK (5). GPUS_PER_NODE=0 runs GPUS tasks without a GPU, TASKS_PER_NODE
+# (all) of them on a node. SRUN_ARGS holds further arguments of srun, such as "--time=24:00:00 --account=me"; PORT is where the tasks meet
+# (default: a random one).
 # PYTHON names the interpreter; by default it is the one of this checkout's .venv, or python.
 set -eu
 if [ $# -lt 4 ]; then
@@ -21,7 +22,7 @@ TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 GPUS=${GPUS:-8}
 GPUS_PER_NODE=${GPUS_PER_NODE:-8}
 if [ "$GPUS_PER_NODE" -gt "$GPUS" ]; then GPUS_PER_NODE=$GPUS; fi
-TASKS_PER_NODE=${TASKS_PER_NODE:-$GPUS_PER_NODE}
+TASKS_PER_NODE=${TASKS_PER_NODE:-$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : GPUS))}
 RESOURCES=(--ntasks="$GPUS" --ntasks-per-node="$TASKS_PER_NODE" --cpus-per-task="${CPUS_PER_TASK:-5}")
 if [ "$GPUS_PER_NODE" -gt 0 ]; then RESOURCES+=(--gres="gpu:$GPUS_PER_NODE"); fi
 export MASTER_PORT=${PORT:-$((20000 + RANDOM % 20000))} # the same for all tasks: srun passes the environment on

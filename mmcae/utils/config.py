@@ -129,15 +129,14 @@ def check_options(cfg, options):
         parts = key.split('.')
         if parts[0] in cfg and parts[0] not in TOP_LEVEL:
             raise ConfigError(_about_variable(cfg, key))
-        node, exists = cfg._cfg_dict, True
+        node, exists = cfg._cfg_dict, True  # from the first new name on, `node` is an empty dict
         for depth, part in enumerate(parts):
             parent = '.'.join(parts[:depth])
             if isinstance(node, dict):
-                exists = part in node
-                if not exists:
+                if part not in node:
                     _check_new_key(node, part, parent, key)
-                    break
-                node = node[part]
+                    exists = False
+                node = node.get(part, {})
             elif isinstance(node, list | tuple):
                 if not part.isdigit() or int(part) >= len(node):
                     raise ConfigError(f"--cfg-options {key}: '{parent}' is a list of {len(node)}; '{part}' is no number below that")

@@ -85,7 +85,7 @@ def explain(error):
         return f'{error.strerror}: {error.filename or "while writing"}'
     if isinstance(error, pickle.UnpicklingError):
         return f'A checkpoint was refused, because it holds more than tensors and plain data: {error}'
-    if isinstance(error, KeyError):
+    if isinstance(error, KeyError | RuntimeError):
         return _explain_unknown_type(error)
     if isinstance(error, TypeError | AssertionError):
         return _explain_refused_arguments(error)
@@ -93,24 +93,22 @@ def explain(error):
 
 
 def _explain_unknown_type(error):
-    """For a `type='X'` that no registry knows."""
-    match = re.match(r'(\S+) is not in the (\w+)::([\w ]+) registry', str(error.args[0]) if error.args else '')
+    """For a `type='X'` that no registry knows; mmengine says so in two ways, the second for names with a scope."""
+    text = str(error.args[0]) if error.args else ''
+    match = re.match(r'(\S+) is not in the \w+::[\w ]+ registry', text) or re.fullmatch(r'Failed to get (\S+)', text)
     if not match:
         return None
-    name, scope, kind = match.groups()
-    return f"type '{name}' in the config is not among the {kind}s known to {scope}{nearest(name, _registered(kind))}"
+    return f"No registry knows type '{match[1]}', which the config asks for{nearest(match[1], _registered())}"
 
 
-def _registered(kind):
-    """All names under which a config can ask for this kind of thing, those of the libraries loaded so far with and without scope."""
+def _registered():
+    """All names by which a config can ask for something of the libraries loaded so far, without and with scope."""
     from mmengine import registry as mmengine_registry
 
     names = set()
     for root in vars(mmengine_registry).values():
-        if not isinstance(root, mmengine_registry.Registry):
-            continue
-        for registry in [root, *root.children.values()]:
-            if kind in (root.name, registry.name):
+        if isinstance(root, mmengine_registry.Registry):
+            for registry in (root, *root.children.values()):
                 names.update(registry.module_dict)
                 names.update(f'{registry.scope}.{name}' for name in registry.module_dict)
     return names

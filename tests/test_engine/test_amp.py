@@ -1,0 +1,81 @@
+"""Mixed precision on this machine: computes in bfloat16, steps, and continues from every kind of state."""
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper
+from torch import nn
+
+from mmcae.compat import has_accelerator
+from mmcae.registry import OPTIM_WRAPPERS
+from mmcae.utils.errors import ConfigError
+
+
+def build(model, **settings):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return OPTIM_WRAPPERS.build(dict(type='mmcae.AmpOptimWrapper', optimizer=optimizer, **settings))
+
+
+def step(model, wrapper, images):
+    with wrapper.optim_context(model):
+        output = model(images)
+        loss = output.float().pow(2).mean()
+    wrapper.update_params(loss)
+    return output
+
+
+@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
+def test_computes_in_bfloat16_and_keeps_weights_in_float32(dtype):
+    model, reference = nn.Linear(8, 4), nn.Linear(8, 4)
+    reference.load_state_dict(model.state_dict())
+    images = torch.randn(16, 8)
+    output = step(model, build(model, dtype=dtype, clip_grad=dict(max_norm=1e3)), images)
+    assert output.dtype is torch.bfloat16
+    assert model.weight.dtype is torch.float32
+    step(reference, OptimWrapper(torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)), images)
+    torch.testing.assert_close(model.weight, reference.weight, atol=2e-3, rtol=0)
+    assert not torch.equal(model.weight, reference.weight)
+
+
+def test_a_loss_that_is_not_finite_is_not_hidden():
+    """Without loss scaling the step is done, and what is wrong shows in the weights, not in a silent standstill."""
+    model = nn.Linear(2, 1)
+    step(model, build(model, dtype='bfloat16'), torch.full((1, 2), float('nan')))
+    assert model.weight.isnan().all()
+
+
+def test_accumulates_gradients():
+    model, reference = nn.Linear(8, 4), nn.Linear(8, 4)
+    reference.load_state_dict(model.state_dict())
+    images = torch.randn(16, 8)
+    wrapper = build(model, dtype='bfloat16', accumulative_counts=2)
+    step(model, wrapper, images[:8])
+    assert torch.equal(model.weight, reference.weight)
+    step(model, wrapper, images[8:])
+    step(reference, build(reference, dtype='bfloat16'), images)
+    torch.testing.assert_close(model.weight, reference.weight, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize('kind', ['own', 'plain', 'float16'])
+def test_continues_from_the_state_of_another_precision(kind):
+    """The momentum arrives, whether the run before was in bfloat16, float32, or float16 with its loss scaler's state."""
+    model = nn.Linear(8, 4)
+    before = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)) if kind == 'plain' else build(model)
+    step(model, before, torch.randn(16, 8))
+    state = before.state_dict()
+    if kind == 'float16':
+        state['loss_scaler'] = dict(scale=1024.0, growth_factor=2.0, backoff_factor=0.5, growth_interval=2000, _growth_tracker=3)
+    wrapper = build(model)
+    wrapper.load_state_dict(state)
+    momentum = wrapper.optimizer.state[model.weight]['momentum_buffer']
+    assert torch.equal(momentum, before.optimizer.state[model.weight]['momentum_buffer']) and momentum.abs().sum() > 0
+
+
+@pytest.mark.skipif(has_accelerator(), reason='a GPU computes in float16')
+def test_float16_without_a_gpu_is_refused():
+    with pytest.raises(ConfigError, match="use dtype='bfloat16'"):
+        build(nn.Linear(2, 2), dtype='float16')
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(ConfigError, match="'float8'"):
+        build(nn.Linear(2, 2), dtype='float8')

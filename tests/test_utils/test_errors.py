@@ -1,0 +1,98 @@
+"""What a tool says, and with which exit code, for each kind of error."""
+
+import errno
+
+import pytest
+from mmengine.registry import MODELS, Registry
+
+from mmcae.utils.errors import CheckpointError, ConfigError, DataError, DependencyError, nearest, one_line_errors
+
+TOYS = Registry('toy', parent=None, scope='toys')
+
+
+@TOYS.register_module()
+class Robot:
+    def __init__(self, arms, colour='red', **kwargs):
+        assert arms > 0, f'arms={arms}: a robot has some'
+        if kwargs:
+            Engine(**kwargs)
+
+
+class Engine:
+    def __init__(self, power=1):
+        self.power = power / 0
+
+
+def message(capsys, action):
+    """What `one_line_errors` prints for what an action raises."""
+    with pytest.raises(SystemExit) as stopped, one_line_errors():
+        action()
+    assert stopped.value.code == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith('error') and err.count('\n') == 1
+    return err.strip()
+
+
+def throw(error):
+    raise error
+
+
+@pytest.mark.parametrize('kind', [ConfigError, CheckpointError, DataError, DependencyError])
+def test_our_errors_become_one_line(capsys, kind):
+    assert message(capsys, lambda: throw(kind('a culprit\n  and a remedy'))) == 'error: a culprit and a remedy'
+
+
+def test_the_rank_is_named(capsys, monkeypatch):
+    monkeypatch.setenv('RANK', '3')
+    assert message(capsys, lambda: throw(DataError('x'))) == 'error (rank 3): x'
+
+
+def test_missing_and_unwritable_files_are_named(capsys, tmp_path):
+    absent = tmp_path / 'absent.json'
+    assert str(absent) in message(capsys, absent.read_text)
+    assert str(tmp_path) in message(capsys, tmp_path.read_text)
+    assert 'No space left on device' in message(capsys, lambda: throw(OSError(errno.ENOSPC, 'No space left on device')))
+
+
+def test_unknown_type_is_named_with_the_nearest_ones(capsys):
+    text = message(capsys, lambda: MODELS.build(dict(type='mmcae.CAEVitt')))
+    assert "'mmcae.CAEVitt'" in text and 'mmcae.CAEViT' in text
+    assert "'Robott'" in message(capsys, lambda: TOYS.build(dict(type='Robott', arms=2)))
+
+
+def test_unknown_argument_is_named_with_the_nearest_ones(capsys):
+    assert "Engine has no argument 'powr'; did you mean 'power'?" in message(capsys, lambda: TOYS.build(dict(type='Engine', powr=2)))
+
+
+def test_missing_argument_and_refused_value(capsys):
+    assert 'Robot refuses its arguments: Robot.__init__() missing 1 required' in message(capsys, lambda: TOYS.build(dict(type='Robot')))
+    assert 'Robot refuses its arguments: arms=0: a robot has some' in message(capsys, lambda: TOYS.build(dict(type='Robot', arms=0)))
+
+
+@pytest.mark.parametrize(
+    'bug',
+    [
+        lambda: TOYS.build(dict(type='Robot', arms=1, power=2)),  # an error inside, after the arguments were taken
+        lambda: {}['key'],
+        lambda: throw(TypeError('a bug')),
+        lambda: throw(RuntimeError('shapes cannot be multiplied')),
+        lambda: throw(OSError('odd')),
+    ],
+)
+def test_bugs_keep_their_trace(bug):
+    with pytest.raises((ZeroDivisionError, KeyError, TypeError, RuntimeError, OSError)), one_line_errors():
+        bug()
+
+
+def test_trace_on_request(monkeypatch):
+    monkeypatch.setenv('MMCAE_TRACEBACK', '1')
+    with pytest.raises(ConfigError), one_line_errors():
+        raise ConfigError('x')
+
+
+def test_nearest():
+    assert nearest('bakbone', ['backbone', 'neck']) == "; did you mean 'backbone'?"
+    assert nearest('zebra', ['backbone', 'neck']) == ''
+
+
+TOYS.register_module(module=Engine)
