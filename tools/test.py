@@ -39,6 +39,7 @@ def main():
 
 
 def test(args):
+    from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.errors import ConfigError
     from mmcae.utils.runner import build_runner, refuse_other_models, require_checkpoint
@@ -47,6 +48,7 @@ def test(args):
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
         raise ConfigError(f'{args.config} describes no test: it has no test_dataloader or no test_evaluator')
     require_checkpoint(args.checkpoint)
+    check_data(cfg, ('test',))
     set_work_dir(cfg, args.work_dir, args.config)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.out:

@@ -39,12 +39,14 @@ def main():
 
 
 def train(args):
+    from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.runner import build_runner, refuse_other_models
 
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     apply_arguments(cfg, args)
+    check_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, args.launcher)
     if cfg.get('resume'):
         refuse_other_models(runner)

@@ -1,0 +1,21 @@
+# CAE-B on ImageNet-1k, 300 epochs: the paper's base recipe. The authors' figures: linear 64.5, attentive 74.0, fine-tuning 83.6 top-1.
+# 32 GPUs x 64 images = 2048. With fewer GPUs keep 2048 by a larger train_dataloader.batch_size or by optim_wrapper.accumulative_counts, or
+# call tools/train.py with --auto-scale-lr. On purpose different from the authors: bfloat16 in place of float16 with a scaled loss.
+
+_base_ = [
+    '../_base_/models/cae_vit-base.py',
+    '../_base_/datasets/imagenet_cae.py',
+    '../_base_/schedules/cae_300e.py',
+    '../_base_/runtimes/pretraining.py',
+]
+
+# ---- often changed, here or by --cfg-options
+# train_dataloader.dataset.data_root        where the images are
+# train_dataloader.batch_size               images per GPU
+# model.target_generator.checkpoint         DALL-E's encoder, prepared by tools/model_converters/convert.py
+# ---- possibly changed: the precision and the length, in ../_base_/schedules/cae_300e.py; how often to save
+# The last epoch is saved in any case. Where runs are interrupted, save more often: --resume goes on from the newest.
+default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=-1))
+
+# ---- rarely changed: the model, in ../_base_/models/cae_vit-base.py; the seed (each process drops paths of its own)
+randomness = dict(seed=0, diff_rank_seed=True)
