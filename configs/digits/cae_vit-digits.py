@@ -8,7 +8,7 @@ _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/models/cae_vit-dig
 # ---- modified often
 max_iters = 1600
 base_lr = 2e-3
-tokenizer = 'work_dirs/tokenizer_digits/iter_150.pth'  # made by tools/train.py configs/digits/tokenizer_digits.py
+tokenizer = 'work_dirs/tokenizer_digits/tokenizer.pth'  # made by tools/train.py configs/digits/tokenizer_digits.py
 
 # ---- modified sometimes
 model = dict(target_generator=dict(checkpoint=tokenizer))

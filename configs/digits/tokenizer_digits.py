@@ -1,12 +1,12 @@
-"""The tokenizer of the embedded digits: a codebook of 64 grey patches, learned in seconds.
+"""The tokenizer of the embedded digits: a codebook of 64 grey patches, learned in seconds. It makes the targets of cae_vit-digits.py.
 
-    python tools/train.py configs/digits/tokenizer_digits.py
+python tools/train.py configs/digits/tokenizer_digits.py
 """
 
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/runtimes/pretraining.py']
 
 # ---- modified often
-vocab_size = 64
+vocab_size = 64  # and num_outputs of the pretraining's decoder
 max_iters = 150
 
 # ---- modified sometimes
@@ -17,11 +17,16 @@ param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=0, end=max_iters, by
 
 # ---- the rest
 train_pipeline = [
-    dict(type='mmcae.LoadImage'),
-    dict(type='RandomResizedCrop', scale=32, crop_ratio_range=(0.5, 1.0), backend='pillow', interpolation='lanczos'),
+    dict(type='mmcae.LoadImage', cache=True),
+    dict(type='RandomResizedCrop', scale=32, crop_ratio_range={{_base_.crop_scale}}, backend='pillow', interpolation='lanczos'),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
-default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters), logger=dict(interval=25))
+default_hooks = dict(
+    # One file under a name that does not depend on max_iters, because pretraining names it.
+    checkpoint=dict(by_epoch=False, interval=max_iters, filename_tmpl='tokenizer.pth', max_keep_ckpts=-1),
+    logger=dict(interval=25),
+)
 log_processor = dict(by_epoch=False)
+randomness = dict(seed=0)

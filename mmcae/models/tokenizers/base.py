@@ -72,6 +72,7 @@ class Tokenizer(BaseModule):
         Returns:
             int64 (B, n), or float (B, n, target_dim).
         """
+        self.token_grid(images.shape[-2:])
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.assign(pick(self.embed(images), index))
 

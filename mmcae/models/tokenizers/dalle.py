@@ -148,7 +148,6 @@ class DALLETokenizer(Tokenizer):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, h, w) -> features (B, N, 2048)."""
-        self.token_grid(images.shape[-2:])
         features = self.encoder(images.to(self.compute_dtype, memory_format=torch.channels_last))
         return features.flatten(2).transpose(1, 2)
 

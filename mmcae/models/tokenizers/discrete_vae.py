@@ -93,7 +93,6 @@ class DiscreteVAE(TrainableTokenizer):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, C, h, w) in [0, 1] -> vectors (B, N, code_dim) of unit length."""
-        self.token_grid(images.shape[-2:])
         vectors = self.to_code(self.encoder(self.down(images - 0.5)))
         return F.normalize(vectors.flatten(2).transpose(1, 2), dim=-1)
 
@@ -116,8 +115,9 @@ class DiscreteVAE(TrainableTokenizer):
             images: (B, C, h, w) in [0, 1].
 
         Returns:
-            `loss_reconstruction`: mean squared error of the pixels. `loss_codebook`, `loss_commitment`: mean squared distances of vectors
-            and codes. `perplexity` and `codebook_usage`: see :meth:`VectorQuantizer.metrics`.
+            `loss_reconstruction`: mean squared error of the pixels, as a share of their variance: 1 for one colour everywhere, 0 for the
+            image itself. `loss_codebook`, `loss_commitment`: mean squared distances of vectors and codes. `perplexity` and
+            `codebook_usage`: see :meth:`VectorQuantizer.metrics`.
         """
         grid = self.token_grid(images.shape[-2:])
         vectors = self.embed(images).float()
@@ -126,8 +126,8 @@ class DiscreteVAE(TrainableTokenizer):
         passed = vectors + (codes - vectors).detach()
         drawn = self.draw(passed.transpose(1, 2).unflatten(2, grid))
         return dict(
-            loss_reconstruction=F.mse_loss(drawn.float(), images),
-            loss_codebook=F.mse_loss(codes, vectors.detach()),
-            loss_commitment=self.commitment_weight * F.mse_loss(vectors, codes.detach()),
+            loss_reconstruction=F.mse_loss(drawn.float(), images) / images.var(),
+            loss_codebook=(codes - vectors.detach()).square().sum(dim=-1).mean(),
+            loss_commitment=self.commitment_weight * (codes.detach() - vectors).square().sum(dim=-1).mean(),
             **self.quantizer.metrics(),
         )

@@ -13,6 +13,8 @@ from .base import TrainableTokenizer
 from .pixels import patchify, standardize, unpatchify
 from .quantizer import VectorQuantizer
 
+DRAWN_SPREAD = 0.15  # of the grey pixels where a pattern is drawn without an image to take its contrast from
+
 
 @MODELS.register_module()
 class PatchCodebook(TrainableTokenizer):
@@ -24,7 +26,8 @@ class PatchCodebook(TrainableTokenizer):
     Args:
         vocab_size: Number of ids.
         patch_size: Pixels of its view under one token, per side: the encoder's patch size where both views have the same size.
-        contrast: Standard deviation of pixels, in [0, 1], below which a patch counts as flat: those far below all get the same few ids.
+        contrast: Standard deviation of a patch's grey pixels, which are in [0, 1], below which it counts as flat: all flat patches share
+            one id, so that noise makes no targets.
         checkpoint: See :class:`TrainableTokenizer`: a trained tokenizer, which is loaded and frozen. Sizes can be left out then.
         data_preprocessor: See :class:`TrainableTokenizer`.
     """
@@ -35,7 +38,7 @@ class PatchCodebook(TrainableTokenizer):
         self,
         vocab_size: int | None = None,
         patch_size: int | None = None,
-        contrast: float = 0.1,
+        contrast: float = 0.04,
         checkpoint: str | Path | None = None,
         data_preprocessor: dict | None = None,
     ):
@@ -56,12 +59,16 @@ class PatchCodebook(TrainableTokenizer):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, C, h, w) in [0, 1] -> grey patches (B, N, patch_size ** 2)."""
-        self.token_grid(images.shape[-2:])
         return patchify(images.mean(dim=1, keepdim=True), self.downsample)
 
     def assign(self, vectors: Tensor) -> Tensor:
         """Grey patches (B, n, patch_size ** 2) -> ids (B, n)."""
-        return self.quantizer(standardize(vectors, self.contrast**2)[0])
+        return self.quantizer(self.patterns(vectors)[0])
+
+    def patterns(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Grey patches (..., K) -> their patterns (..., K) with mean 0 and variance 1, or all 0 where flat; and their spread (..., 1)."""
+        patterns, _, spread = standardize(patches, 1e-8)
+        return torch.where(spread < self.contrast, 0, patterns), spread
 
     @torch.no_grad()
     def decode(self, targets: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -75,8 +82,8 @@ class PatchCodebook(TrainableTokenizer):
         patterns = self.quantizer.codes[targets.flatten(1)]
         grid = targets.shape[1:]
         if reference is None:
-            return unpatchify(0.5 + self.contrast * patterns, self.downsample, grid).clamp(0, 1)
-        _, _, spread = standardize(self.embed(reference), self.contrast**2)
+            return unpatchify(0.5 + DRAWN_SPREAD * patterns, self.downsample, grid).clamp(0, 1)
+        _, spread = self.patterns(self.embed(reference))
         pattern = unpatchify(patterns * spread, self.downsample, grid)
         colour = F.avg_pool2d(reference, self.downsample).repeat_interleave(self.downsample[0], 2).repeat_interleave(self.downsample[1], 3)
         return (colour + pattern).clamp(0, 1)
@@ -91,6 +98,7 @@ class PatchCodebook(TrainableTokenizer):
             `loss_codebook`: mean squared distance of standardised patches and their codes, at most 1. `perplexity` and `codebook_usage`:
             see :meth:`VectorQuantizer.metrics`.
         """
-        vectors = standardize(self.embed(images), self.contrast**2)[0]
+        self.token_grid(images.shape[-2:])
+        vectors = self.patterns(self.embed(images))[0]
         ids = self.quantizer.learn(vectors)
         return dict(loss_codebook=F.mse_loss(self.quantizer.codes[ids], vectors), **self.quantizer.metrics())

@@ -11,8 +11,8 @@ class VectorQuantizer(nn.Module):
     """Vectors to the ids of their nearest codes; learns the codes by k-means on the fly.
 
     The codes follow the gradient of the quantisation error, as in VQ-VAE (arXiv 1711.00937, the codebook loss) and in k-means by
-    stochastic gradient descent. They start as vectors of the first batch, and one that is hardly used any more starts again as a
-    vector of the present batch, so that no part of the vocabulary lies idle.
+    stochastic gradient descent. They start as vectors of the first batch, chosen as k-means++ does. A code that is hardly used any more
+    starts again as a vector of the present batch that is far from all codes, so that no part of the vocabulary lies idle.
 
     Args:
         vocab_size: Number of codes V.
@@ -47,15 +47,15 @@ class VectorQuantizer(nn.Module):
         The gradient of the codes is the caller's business, who has the loss.
         """
         shape, vectors = vectors.shape[:-1], vectors.detach().flatten(0, -2).to(self.codes.dtype)
-        vocab_size = len(self.codes)
-        restart = self.usage < self.DEAD / vocab_size
-        # Every process draws, and the first one's draw counts.
-        fresh = vectors[torch.randint(len(vectors), (vocab_size,), device=vectors.device)].contiguous()
-        broadcast(fresh)
-        self.codes.copy_(torch.where(restart[:, None], fresh, self.codes))
-        self.usage.masked_fill_(restart, 1 / vocab_size)
+        equal_share = 1 / len(self.usage)
+        dead = self.usage < self.DEAD * equal_share
+        if dead.any():
+            fresh = spread_out(vectors, len(dead)) if dead.all() else far_from(vectors, self.codes[self.nearest(vectors)], len(dead))
+            broadcast(fresh)  # every process chooses, and the first one's choice counts
+            self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
+            self.usage.masked_fill_(dead, equal_share)
         ids = self.nearest(vectors)
-        counts = torch.bincount(ids, minlength=vocab_size).to(self.usage.dtype)
+        counts = torch.bincount(ids, minlength=len(self.usage)).to(self.usage.dtype)
         all_reduce(counts)
         self.usage.lerp_(counts / counts.sum(), 1 - self.DECAY)
         return ids.view(shape)
@@ -75,3 +75,19 @@ class VectorQuantizer(nn.Module):
         entropy = -torch.xlogy(share, share).sum()
         alive = (self.usage >= self.DEAD / len(self.usage)).float().mean()
         return dict(perplexity=entropy.exp(), codebook_usage=alive)
+
+
+def far_from(vectors: Tensor, codes: Tensor, count: int) -> Tensor:
+    """Choose `count` of the vectors (n, K), each as likely as its squared distance from its code (n, K) says."""
+    distance = (vectors - codes).square().sum(dim=1)
+    return vectors[torch.multinomial(distance + torch.finfo(distance.dtype).tiny, count, replacement=True)]
+
+
+def spread_out(vectors: Tensor, count: int) -> Tensor:
+    """Choose `count` of the vectors (n, K) one after the other, each far from those before: k-means++."""
+    chosen = [torch.randint(len(vectors), (1,), device=vectors.device)]
+    distance = torch.full_like(vectors[:, 0], torch.inf)
+    for _ in range(count - 1):
+        distance = torch.minimum(distance, (vectors - vectors[chosen[-1]]).square().sum(dim=1))
+        chosen.append(torch.multinomial(distance + torch.finfo(distance.dtype).tiny, 1))
+    return vectors[torch.cat(chosen)]

@@ -1,0 +1,31 @@
+"""A discrete VAE on the embedded digits, in colour: half a minute of one core. To compare with tokenizer_digits.py, and to try things on.
+
+    python tools/train.py configs/digits/dvae_digits.py
+    python tools/train.py configs/digits/cae_vit-digits.py --work-dir work_dirs/cae_dvae --cfg-options model.decoder.num_outputs=128 \\
+        model.target_generator.type=mmcae.DiscreteVAE model.target_generator.checkpoint=work_dirs/dvae_digits/tokenizer.pth
+"""
+
+_base_ = ['tokenizer_digits.py']
+
+# ---- modified often
+vocab_size = 128
+max_iters = 300
+batch_size = 64
+base_lr = 4e-3
+
+# ---- modified sometimes
+model = dict(
+    _delete_=True,
+    type='mmcae.DiscreteVAE',
+    vocab_size=vocab_size,
+    channels=(32, 64, 64),  # three halvings: a token for every 8x8 pixels, as many as the encoder has patches
+    num_blocks=1,
+    code_dim=16,
+)
+
+# ---- the rest
+train_dataloader = dict(batch_size=batch_size)
+train_cfg = dict(max_iters=max_iters)
+optim_wrapper = dict(optimizer=dict(lr=base_lr))
+param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=max_iters // 20, end=max_iters, by_epoch=False)]
+default_hooks = dict(checkpoint=dict(interval=max_iters))

@@ -1,0 +1,62 @@
+"""A discrete VAE on a folder of your own images: tokens for CAE where DALL-E's do not fit. Labels are not needed.
+
+    python tools/train.py configs/tokenizer/dvae_folder.py --cfg-options train_dataloader.dataset.data_root=/path/to/images
+
+The folder may hold any tree of JPEG, PNG, BMP, TIFF or PPM files. The checkpoint goes into a pretraining config by one line,
+`target_generator=dict(type='mmcae.DiscreteVAE', checkpoint='work_dirs/dvae_folder/epoch_30.pth')`, with `decoder.num_outputs` equal to
+`vocab_size` below, `second_size` 112 for an encoder of 14x14 patches, and `second_mean=[0, 0, 0]`, `second_std=[255, 255, 255]`.
+
+Watch in the log: `loss_reconstruction`, the share of the pixels' variance that is lost (lower is better); `codebook_usage`, the share of
+the vocabulary in use (should approach 1); `perplexity`, to how many equally frequent tokens that amounts.
+"""
+
+_base_ = ['../_base_/runtimes/pretraining.py']
+
+# ---- modified often
+data_root = 'data/images/'
+vocab_size = 8192  # 512 to 8192; fewer for small or uniform collections
+max_epochs = 30
+batch_size = 64  # per GPU; base_lr is for 64 in all, see auto_scale_lr
+base_lr = 1e-3
+
+# ---- modified sometimes
+image_size = 112  # of the tokenizer's view: 8 pixels for each patch of the encoder
+crop_scale = (0.08, 1.0)
+num_workers = 8
+model = dict(
+    type='mmcae.DiscreteVAE',
+    vocab_size=vocab_size,
+    channels=(64, 128, 256),  # width at 1/2, 1/4 and 1/8 of the resolution
+    num_blocks=2,
+    code_dim=32,
+)
+
+# ---- the rest
+data_preparation = (
+    'Put your images there, in any tree of folders, or name their folder: --cfg-options train_dataloader.dataset.data_root=/path/to/images'
+)
+train_dataloader = dict(
+    batch_size=batch_size,
+    num_workers=num_workers,
+    persistent_workers=num_workers > 0,
+    pin_memory=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset',
+        data_root=data_root,
+        with_label=False,
+        pipeline=[
+            dict(type='mmcae.LoadImage'),
+            dict(type='RandomResizedCrop', scale=image_size, crop_ratio_range=crop_scale, backend='pillow', interpolation='lanczos'),
+            dict(type='RandomFlip', prob=0.5),
+            dict(type='PackInputs'),
+        ],
+    ),
+)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=base_lr), clip_grad=dict(max_norm=1.0))
+param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=1, end=max_epochs, by_epoch=True, convert_to_iter_based=True)]
+default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))
+auto_scale_lr = dict(enable=False, base_batch_size=64)
