@@ -4,6 +4,8 @@
 `custom_imports`.
 """
 
+from importlib import import_module
+
 from mmengine import registry as parent
 
 MODELS = parent.Registry('model', parent=parent.MODELS, scope='mmcae', locations=['mmcae.models'])
@@ -20,3 +22,13 @@ PARAM_SCHEDULERS = parent.Registry('parameter scheduler', parent=parent.PARAM_SC
 LOOPS = parent.Registry('loop', parent=parent.LOOPS, scope='mmcae', locations=['mmcae.evaluation'])
 METRICS = parent.Registry('metric', parent=parent.METRICS, scope='mmcae', locations=['mmcae.evaluation'])
 VISUALIZERS = parent.Registry('visualizer', parent=parent.VISUALIZERS, scope='mmcae', locations=['mmcae.visualization'])
+
+
+def register_lazily(registry, module: str, *names: str):
+    """Make `type='mmcae.NAME'` buildable for names in a module that is imported only then, because it needs mmdet or mmseg."""
+
+    def builder(name):
+        return lambda **settings: getattr(import_module(module), name)(**settings)
+
+    for name in names:
+        registry.register_module(name=name, module=builder(name))

@@ -1,5 +1,6 @@
 """Models: the five boxes of CAE, and what carries its encoder into other tasks."""
 
+from ..registry import MODELS, register_lazily
 from .cae import CAE
 from .decoder import CAEDecoder
 from .heads import AttentiveClsHead
@@ -8,6 +9,8 @@ from .necks import DeconvPyramid
 from .regressor import LatentContextualRegressor
 from .tokenizers import DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets
 from .vit import CAEViT
+
+register_lazily(MODELS, 'mmcae.models.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
 
 __all__ = [
     'MAE',

@@ -43,7 +43,7 @@ train_dataloader = dict(
     persistent_workers=num_workers > 0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='CocoDataset',
+        type='mmcae.CocoDataset',
         data_root=data_root,
         ann_file='annotations/scenes96_train.json',
         data_prefix=dict(img='scenes96/train/'),
@@ -59,7 +59,7 @@ val_dataloader = dict(
     drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CocoDataset',
+        type='mmcae.CocoDataset',
         data_root=data_root,
         ann_file='annotations/scenes96_val.json',
         data_prefix=dict(img='scenes96/val/'),
@@ -75,7 +75,7 @@ test_dataloader = dict(
     drop_last=False,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CocoDataset',
+        type='mmcae.CocoDataset',
         data_root=data_root,
         ann_file='annotations/scenes96_test.json',
         data_prefix=dict(img='scenes96/test/'),
