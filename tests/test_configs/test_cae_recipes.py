@@ -223,8 +223,8 @@ def test_recipe_trains(image_folder, tmp_path):
     image_folder('imagenet/train', size=(64, 80), count=2)
     torch.save(DALLEEncoder(n_hid=8, n_blk_per_group=1, vocab_size=32).state_dict(), tmp_path / 'dalle.pth')
     small = dict(embed_dims=32, num_layers=1, num_heads=2)
+    cfg.model.backbone.arch = small
     cfg.merge_from_dict({
-        'model.backbone.arch': small,
         'model.regressor': dict(in_dims=32, **small),
         'model.decoder': dict(num_outputs=32, **small),
         'model.target_generator.checkpoint': str(tmp_path / 'dalle.pth'),

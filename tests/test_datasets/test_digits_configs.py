@@ -67,8 +67,7 @@ def test_imagenet_pipeline_is_the_papers(repository, tmp_path):
             Image.fromarray(pixels).save(tmp_path / 'train' / name / f'{i}.JPEG')
     cfg = Config.fromfile(repository / 'configs/_base_/datasets/imagenet_cae.py')
     assert cfg.train_dataloader.batch_size == 64
-    # The stand-in has two classes instead of 1,000.
-    dataset = {**cfg.train_dataloader.dataset, 'data_root': str(tmp_path), 'metainfo': {'classes': ['tench', 'goldfish']}}
+    dataset = {**cfg.train_dataloader.dataset, 'data_root': str(tmp_path)}
     random.seed(0)
     batch = next(iter(loader_of(cfg, 'train', batch_size=6, dataset=dataset, pin_memory=False)))
     assert [tuple(view.shape) for view in batch['inputs']] == [(6, 3, 224, 224), (6, 3, 112, 112)]

@@ -1,6 +1,6 @@
 """ImageNet-1k for pretraining with the paper's views and masks: 224 pixels for the model, 112 for the DALL-E tokenizer, 98 of 196 masked.
 
-Labels are not used: any folder of images in class folders, or with a list `meta/train.txt`, will do.
+Labels are not used: all images below train/ are, whatever folders they are in.
 """
 
 # ---- modified often
@@ -39,5 +39,5 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='ImageNet', data_root=data_root, split='train', data_prefix='train', pipeline=train_pipeline),
+    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix='train', with_label=False, pipeline=train_pipeline),
 )
