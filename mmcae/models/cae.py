@@ -103,6 +103,7 @@ class CAE(BaseSelfSupervisor):
         if self.target_generator is None:
             raise ConfigError('This CAE was built without target_generator, so it has nothing to train on: give it a tokenizer')
         images, target_view = inputs
+        self.target_generator.check_view(target_view.shape[-2:], self.backbone.grid_of(images.shape[-2:]))
         mask = torch.stack([sample.mask.flatten() for sample in data_samples])
         visible, masked = split_patches(mask, images)
         parts = self.forward_parts(images, visible, masked)
@@ -186,6 +187,8 @@ class CAE(BaseSelfSupervisor):
             raise ConfigError(
                 f'decoder.num_outputs={outputs}, but {type(tokenizer).__name__} has targets of {wanted}: set num_outputs={wanted}'
             )
+        if tokenizer is not None:
+            tokenizer.check_preprocessor(self.data_preprocessor)
 
     def freeze_target_generator(self):
         if self.target_generator is not None:

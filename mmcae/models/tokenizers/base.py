@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel, BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_state, load_strictly
 from ...utils.errors import CheckpointError, ConfigError
@@ -99,6 +99,19 @@ class Tokenizer(BaseModule):
                 f'A view of {tuple(size)} pixels has {self.token_grid(size)} tokens of {type(self).__name__}, but the encoder has '
                 f'{tuple(patch_grid)} patches: set the size of the second view to {needed}'
             )
+
+    def check_preprocessor(self, preprocessor: nn.Module):
+        """Make sure that a data preprocessor normalises the second view as this tokenizer was trained to see it.
+
+        Raises:
+            ConfigError: It does not. Targets would be wrong without any other sign of it.
+        """
+        for name, wanted in (('second_mean', self.mean), ('second_std', self.std)):
+            given = getattr(preprocessor, name, None)
+            if given is not None and (given - wanted).abs().max() > 0.01:
+                raise ConfigError(
+                    f'data_preprocessor.{name}={given.flatten().tolist()}, but {type(self).__name__} was made for {wanted:g} everywhere'
+                )
 
     def freeze(self):
         """Stop learning for good: no gradients, and eval mode whatever :meth:`train` is told."""

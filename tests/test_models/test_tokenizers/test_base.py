@@ -109,6 +109,9 @@ def test_inside_cae(maker, tmp_path, images):
     mask[:2] = True
     from mmpretrain.structures import DataSample
 
+    with pytest.raises(ConfigError, match='second view'):
+        model.loss([images, images[..., :40]], [DataSample().set_mask(mask) for _ in range(4)])
+
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], 0.1)
     losses = []
     for _ in range(5):
@@ -122,8 +125,18 @@ def test_inside_cae(maker, tmp_path, images):
     assert all(torch.equal(value, before[key]) for key, value in tokenizer.state_dict().items())
 
 
-def test_normalisation_of_the_views():
+def test_normalisation_of_the_views(tokenizer):
     """What the data preprocessor does to the second view has to be what the tokenizer was made for."""
+    statistics = dict(mean=[0] * 3, std=[255] * 3, second_mean=[tokenizer.mean] * 3, second_std=[tokenizer.std] * 3)
+    preprocessor = dict(type='mmpretrain.TwoNormDataPreprocessor', **statistics)
+    tokenizer.check_preprocessor(MODELS.build(preprocessor))
+    with pytest.raises(ConfigError, match=f'second_mean.*made for {tokenizer.mean:g}'):
+        tokenizer.check_preprocessor(MODELS.build(dict(preprocessor, second_mean=[123.675, 116.28, 103.53])))
+    with pytest.raises(ConfigError, match=f'second_std.*made for {tokenizer.std:g}'):
+        tokenizer.check_preprocessor(MODELS.build(dict(preprocessor, second_std=[1, 1, 1])))
+
+
+def test_pixels_of_the_views():
     pixels = torch.tensor([0.0, 128.0, 255.0])
     torch.testing.assert_close((pixels - DALLETokenizer.mean) / DALLETokenizer.std, 0.8 * pixels / 255 + 0.1)
     for own in (DiscreteVAE, PatchCodebook, PixelTargets):
