@@ -18,7 +18,9 @@ param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=0, end=max_iters, by
 # ---- the rest
 train_pipeline = [
     dict(type='mmcae.LoadImage', cache=True),
-    dict(type='RandomResizedCrop', scale=32, crop_ratio_range={{_base_.crop_scale}}, backend='pillow', interpolation='lanczos'),
+    dict(
+        type='RandomResizedCrop', scale=32, crop_ratio_range={{_base_.crop_scale}}, backend='pillow', interpolation={{_base_.interpolation}}
+    ),
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
