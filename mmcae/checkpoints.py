@@ -171,10 +171,10 @@ def write_state_dict(path: str | Path, state: StateDict):
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.partial')
     if path.suffix == '.safetensors':
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         # Each tensor on its own, since the format knows no shared memory.
-        save_file({key: value.clone().contiguous() for key, value in state.items()}, partial, metadata=dict(format='pt'))
+        partial.write_bytes(save({key: value.clone().contiguous() for key, value in state.items()}, metadata=dict(format='pt')))
     else:
         torch.save(state, partial)
     partial.replace(path)
