@@ -54,8 +54,6 @@ def load_pretrained(config: str | Path, checkpoint: str | Path) -> CAE:
     model = MODELS.build(cfg.model)
     if not isinstance(model, CAE):
         raise ConfigError(f'{config} describes a {type(model).__name__}, not the pretraining of a CAE')
-    if model.target_generator is not None:
-        model.target_generator.init_weights()
     state = {key: value for key, value in to_mmcae(load_state(checkpoint)).items() if not key.startswith('target_generator.')}
     load_strictly(model, state, str(checkpoint))
     return model.eval()

@@ -53,7 +53,7 @@ def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
     if unknown:
         raise DataError(f'No run has logged {", ".join(unknown)}; there are {", ".join(known)}')
     names = list(names) or [name for name in known if name not in BOOKKEEPING]
-    columns = min(3, len(names))
+    columns = 2 if len(names) in (2, 4) else min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout='constrained')
     for axis, name in zip(axes.flat, names, strict=False):

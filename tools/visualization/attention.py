@@ -11,10 +11,9 @@ def parse_args():
     parser.add_argument('checkpoint', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a BEiT of timm')
     parser.add_argument('images', nargs='+', help='image files of any sizes')
     parser.add_argument('--out', default='attention.png', help='the sheet to write (default: %(default)s)')
-    parser.add_argument(
-        '--block', type=int, default=-1, help='block, from 0 or from the last backwards (default: %(default)s)'
-    )
+    parser.add_argument('--block', type=int, default=-1, help='block, from 0 or from the last backwards (default: %(default)s)')
     parser.add_argument('--img-size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="default: the encoder's")
+    parser.add_argument('--num-heads', type=int, help="default: as the checkpoint's own config says, else heads 64 wide")
     return parser.parse_args()
 
 
@@ -31,7 +30,7 @@ def draw(args):
     from mmcae.visualization.attention import attention_maps, attention_sheet
     from mmcae.visualization.sheet import save_picture
 
-    encoder, preprocess = load_encoder_and_preprocess(args.checkpoint, tuple(args.img_size or ()) or None)
+    encoder, preprocess = load_encoder_and_preprocess(args.checkpoint, tuple(args.img_size or ()) or None, num_heads=args.num_heads)
     views = [preprocess.view(image) for image in args.images]
     maps = attention_maps(encoder, preprocess.normalize(views), args.block)
     save_picture(attention_sheet(views, maps.numpy()), args.out)

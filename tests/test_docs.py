@@ -1,0 +1,143 @@
+"""Every command in README.md and docs/ is one that works: files, options, make targets and config changes in it exist.
+
+Commands stand in blocks fenced as bash. Nothing long is run: options are looked up in the tool's --help, configs are loaded with the
+changes the command makes. Words in capitals (CONFIG, CHECKPOINT, IMAGE) stand for what the reader puts there.
+"""
+
+import functools
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmcae.utils.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
+# What a command may begin with besides our own tools; how to install system packages, fetch the repository, look at things.
+OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'torchrun'}
+PLACEHOLDER = re.compile(r'[A-Z][A-Z_0-9]*')
+
+
+def commands_of(text):
+    """The commands in a document's bash blocks, continued lines joined, comments left out."""
+    for block in re.findall(r'```bash\n(.*?)```', text, re.DOTALL):
+        for line in block.replace('\\\n', ' ').splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r'[A-Z_0-9]+=.*', words[0]):
+                words.pop(0)  # environment variables
+            if words:
+                yield words
+
+
+def links_of(text):
+    """Targets of links and pictures in a document that are no addresses."""
+    without_code = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
+    targets = re.findall(r'\]\(([^)\s]+)\)', without_code) + re.findall(r'(?:src|href)="([^"]+)"', without_code)
+    return [target for target in targets if not re.match(r'[a-z]+:|#', target)]
+
+
+CASES = [(document, words) for document in DOCUMENTS if document.exists() for words in commands_of(document.read_text())]
+
+
+@pytest.mark.parametrize('document, words', CASES, ids=[f'{document.name}: {shlex.join(words)[:80]}' for document, words in CASES])
+def test_command(document, words):
+    check(words)
+
+
+@pytest.mark.parametrize('document', [path for path in DOCUMENTS if path.exists()], ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    dead = [link for link in links_of(document.read_text()) if not (document.parent / link.split('#')[0]).exists()]
+    assert not dead
+
+
+def check(words):
+    """Raise an AssertionError where a command names something that is not there."""
+    program, *arguments = words
+    if program == 'make':
+        targets = set(re.findall(r'^([a-z-]+):', (ROOT / 'Makefile').read_text(), re.MULTILINE))
+        assert {word for word in arguments if '=' not in word} <= targets, f'the Makefile has {sorted(targets)}'
+    elif program in ('python', '.venv/bin/python') and arguments[0] == '-m':
+        check_module(arguments[1])
+    elif program in ('python', '.venv/bin/python', 'bash') and arguments[0].startswith('tools/'):
+        check_tool(*arguments)
+    elif program == 'pip':
+        check_extras(arguments)
+    else:
+        assert program in OTHER_PROGRAMS, f'{program}: teach tests/test_docs.py about this program'
+
+
+def check_module(name):
+    assert importlib.util.find_spec(name) is not None
+
+
+def check_tool(tool, *arguments):
+    assert (ROOT / tool).is_file(), tool
+    if tool.endswith('.sh'):
+        return
+    text = help_of(tool)
+    for word in arguments:
+        if word.startswith('-') and not re.fullmatch(r'-\d+', word):
+            assert re.search(rf'(?<![\w-]){re.escape(word.split("=")[0])}(?![\w-])', text), f'{tool} has no option {word}'
+        elif word.startswith(('configs/', 'tools/', 'docs/')):
+            assert (ROOT / word).exists(), word
+    config = arguments[0] if arguments else ''
+    if tool in ('tools/train.py', 'tools/test.py') and config.endswith('.py') and not PLACEHOLDER.match(Path(config).name):
+        after = list(arguments[arguments.index('--cfg-options') + 1 :]) if '--cfg-options' in arguments else []
+        options = after[: next((i for i, word in enumerate(after) if word.startswith('-')), len(after))]
+        load_config(ROOT / config, options)
+
+
+@functools.cache
+def help_of(tool):
+    result = subprocess.run([sys.executable, ROOT / tool, '--help'], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def check_extras(arguments):
+    setup = (ROOT / 'setup.py').read_text()
+    for name in re.findall(r'\.\[([\w,]+)\]', ' '.join(arguments)):
+        for extra in name.split(','):
+            assert f"'{extra}'" in setup, f'setup.py has no extra {extra}'
+
+
+def test_the_readme_shows_the_two_commands():
+    commands = [shlex.join(words) for words in commands_of((ROOT / 'README.md').read_text())]
+    assert {'make demo', 'make test'} <= set(commands)
+
+
+@pytest.mark.parametrize(
+    'command, problem',
+    [
+        ('make demoo', 'demo-full'),
+        ('python tools/nothing.py', 'nothing.py'),
+        ('python tools/demo.py --seed 3', 'no option --seed'),
+        ('python tools/train.py configs/digits/nothing.py', 'nothing.py'),
+        ('pip install -e .[everything]', 'no extra everything'),
+        ('rm -rf x', 'teach'),
+    ],
+)
+def test_the_check_itself_finds_mistakes(command, problem):
+    with pytest.raises(AssertionError, match=problem):
+        check(shlex.split(command))
+
+
+def test_changes_of_a_config_are_tried():
+    from mmcae.utils.errors import ConfigError
+
+    check(
+        shlex.split('python tools/train.py configs/digits/upernet_vit-digits.py --cfg-options train_cfg.max_iters=3 --work-dir work_dirs/x')
+    )
+    with pytest.raises(ConfigError, match='trian_cfg'):
+        check(shlex.split('python tools/train.py configs/digits/upernet_vit-digits.py --cfg-options trian_cfg.max_iters=3'))
+
+
+def test_commands_are_read_as_people_write_them():
+    text = 'a\n```bash\n# comment\nOMP_NUM_THREADS=1 python tools/x.py "a b" \\\n    --y 1  # why\n\nmake z\n```\n```python\nmake no\n```\n'
+    assert list(commands_of(text)) == [['python', 'tools/x.py', 'a b', '--y', '1'], ['make', 'z']]
+    assert links_of('[a](b.md#c) ![d](e.png) [f](https://x.y) <img src="g.png">\n```bash\n[h](i)\n```') == ['b.md#c', 'e.png', 'g.png']
