@@ -11,7 +11,7 @@ OPTIONS = {'layer_decay_rate', 'no_decay', 'lr_mult'}
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Layer-wise learning rates, and weight decay for matrices only (sections 4, 6, 7 and 8 of the reference).
+    """Layer-wise learning rates, and weight decay for matrices only (arXiv 2202.03026, section 4; the authors' code).
 
     It asks the model's `backbone` for `get_layer_depth`, so it works in mmpretrain, mmdet and mmseg alike. Vectors (biases, norms,
     layer scales) are never decayed. Parameters with the same learning rate and decay share a group, which keeps optimizers fast.

@@ -11,7 +11,7 @@ from ..utils.errors import ConfigError
 
 @PARAM_SCHEDULERS.register_module()
 class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
-    """Linear warm-up from exactly 0, then half a cosine down to a floor (section 4 of the reference).
+    """Linear warm-up from exactly 0, then half a cosine down to a floor (the authors' schedule).
 
     With W warm-up steps the factor is `i / (W - 1)` for i < W, so the first step has learning rate 0 and the last one of the
     warm-up the full one. The cosine starts anew at the full rate and ends one step short of the floor.

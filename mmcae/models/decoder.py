@@ -30,9 +30,8 @@ class CAEDecoder(BaseModule):
         feedforward_channels: int | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
-        init_cfg: dict | None = None,
     ):
-        super().__init__(init_cfg)
+        super().__init__()
         self.blocks = nn.ModuleList(
             Block(embed_dims, num_heads, feedforward_channels, drop_path=rate, init_value=layer_scale_init_value)
             for rate in drop_path_rates(drop_path_rate, num_layers)

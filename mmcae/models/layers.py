@@ -158,7 +158,7 @@ def trunc_normal_(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def init_stack(stack: nn.Module, style: str = 'xavier'):
-    """Initialise encoder, regressor or decoder in place, as section 1.10 of the reference describes.
+    """Initialise encoder, regressor or decoder in place, as the authors' code does.
 
     Args:
         stack: The module; its transformer blocks are those in `stack.blocks`.

@@ -84,9 +84,8 @@ class LatentContextualRegressor(BaseModule):
         feedforward_channels: int | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
-        init_cfg: dict | None = None,
     ):
-        super().__init__(init_cfg)
+        super().__init__()
         self.in_dims, self.embed_dims = in_dims, embed_dims
         self.project = nn.Identity()
         if embed_dims != in_dims:

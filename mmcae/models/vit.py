@@ -15,7 +15,7 @@ from ..utils.errors import CheckpointError, ConfigError
 from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, resize_position_table, sincos_position_table
 from .relative_position import CLS_ROWS, resize_bias_table, table_length
 
-# Table of section 1.1 of the reference: tiny and small have 12 heads too.
+# The authors' sizes: tiny and small have 12 heads too.
 ARCHITECTURES = {
     'tiny': dict(embed_dims=192, num_layers=12, num_heads=12),
     'small': dict(embed_dims=384, num_layers=12, num_heads=12),

@@ -172,7 +172,7 @@ def encoder(**settings):
 
 
 def assert_common_start(stack):
-    """What both styles have in common: section 1.10 of the reference."""
+    """What both styles have in common."""
     for name, module in stack.named_modules():
         if isinstance(module, nn.LayerNorm):
             assert (module.weight == 1).all() and (module.bias == 0).all()

@@ -9,7 +9,7 @@ from ...registry import MODELS
 
 @MODELS.register_module()
 class DeconvPyramid(BaseModule):
-    """Deconvolution pyramid of the paper's detection and segmentation protocols (sections 7 and 8 of the reference).
+    """Deconvolution pyramid of the paper's detection and segmentation protocols (arXiv 2202.03026, section 4).
 
     The k-th of the encoder's maps, all of one stride (16 for patches of 16), is resampled by the k-th factor: 4 and 2 enlarge by
     transposed convolutions, 1 passes on, 1/2 is max-pooled. With the default factors the strides become 4, 8, 16, 32.
@@ -28,9 +28,8 @@ class DeconvPyramid(BaseModule):
         in_channels: int,
         factors: tuple[float, ...] = (4, 2, 1, 0.5),
         norm_cfg: dict = dict(type='SyncBN'),  # noqa: B006  (mmcv's convention)
-        init_cfg: dict | None = None,
     ):
-        super().__init__(init_cfg)
+        super().__init__()
         self.scales = nn.ModuleList(self.scale(in_channels, factor, norm_cfg) for factor in factors)
 
     @staticmethod
