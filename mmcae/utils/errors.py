@@ -78,9 +78,9 @@ def explain(error):
         str | None: One or more lines.
     """
     if isinstance(error, InputError | DependencyError):
-        return str(error)
+        return _message(error)
     if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError):
-        return f'{error.strerror}: {error.filename}' if error.filename else str(error)
+        return f'{error.strerror}: {error.filename}' if error.filename else _message(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         return f'{error.strerror}: {error.filename or "while writing"}'
     if isinstance(error, pickle.UnpicklingError):
@@ -89,7 +89,22 @@ def explain(error):
         return _explain_unknown_type(error)
     if isinstance(error, TypeError | AssertionError):
         return _explain_refused_arguments(error)
+    if isinstance(error, ValueError):
+        return _explain_empty_dataset(error)
     return None
+
+
+def _without_worker(text):
+    """The message alone of an error out of a data loading process, to which torch adds that process's whole trace."""
+    if not re.match(r'Caught \w+ in DataLoader worker process', text):
+        return text
+    return text.rstrip().splitlines()[-1].split(': ', 1)[-1]
+
+
+def _message(error):
+    """The text of an error; without the stack trace that torch puts before it when it comes from a worker of a dataloader."""
+    text, name = str(error), type(error).__name__
+    return text.rsplit(f'{name}: ', 1)[-1] if text.startswith(f'Caught {name} in DataLoader worker') else text
 
 
 def _explain_unknown_type(error):
@@ -127,6 +142,15 @@ def _explain_refused_arguments(error):
     if isinstance(error, AssertionError) or re.search(r'missing \d+ required (positional|keyword-only) argument', str(error)):
         return f'{built.__name__} refuses its arguments: {error}'
     return None
+
+
+def _explain_empty_dataset(error):
+    """For a data set that finds no image where the config says they are, which mmengine's BaseDataset cannot store."""
+    frame = _innermost_build(error.__traceback__)
+    if frame is None or 'need at least one array to concatenate' not in str(error):
+        return None
+    places = {name: frame['args'][name] for name in ('data_root', 'data_prefix', 'ann_file', 'img_suffix') if frame['args'].get(name)}
+    return f'{frame["obj_cls"].__name__} found no image: look at {places}, and at the suffix of the files (img_suffix)'
 
 
 def _innermost_build(traceback):

@@ -3,7 +3,8 @@
 import errno
 
 import pytest
-from mmengine.registry import MODELS, Registry
+import torch
+from mmengine.registry import DATASETS, MODELS, Registry
 
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError, DependencyError, nearest, one_line_errors
 
@@ -67,6 +68,27 @@ def test_unknown_argument_is_named_with_the_nearest_ones(capsys):
 def test_missing_argument_and_refused_value(capsys):
     assert 'Robot refuses its arguments: Robot.__init__() missing 1 required' in message(capsys, lambda: TOYS.build(dict(type='Robot')))
     assert 'Robot refuses its arguments: arms=0: a robot has some' in message(capsys, lambda: TOYS.build(dict(type='Robot', arms=0)))
+
+
+class Unreadable(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        raise DataError('images/7.png is damaged') if index else FileNotFoundError(errno.ENOENT, 'No such file', 'images/7.png')
+
+
+@pytest.mark.parametrize('index', [0, 1])
+def test_errors_of_loading_processes_come_without_their_trace(capsys, index):
+    loader = torch.utils.data.DataLoader(Unreadable(), sampler=[index], num_workers=1)
+    text = message(capsys, lambda: list(loader))
+    assert 'images/7.png' in text and 'Traceback' not in text and len(text) < 80
+
+
+def test_data_set_without_images(capsys, tmp_path):
+    settings = dict(type='mmseg.BaseSegDataset', data_root=str(tmp_path), img_suffix='.tif', metainfo=dict(classes=['a']))
+    text = message(capsys, lambda: DATASETS.build(settings))
+    assert 'BaseSegDataset found no image' in text and str(tmp_path) in text and "'img_suffix': '.tif'" in text
 
 
 @pytest.mark.parametrize(
