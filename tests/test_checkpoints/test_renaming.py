@@ -122,6 +122,16 @@ def test_tokenizer_and_teacher_of_mmpretrain(tiny_cae):
     assert_equal(tokenizer_of(theirs), {'blocks.input.w': torch.ones(1)})
 
 
+def test_fused_biases_of_mmselfsup(tiny_cae):
+    """Its decoder has one bias for queries, keys and values; that of the keys does not change the attention."""
+    state = tiny_cae().state_dict()
+    theirs = to_mmpretrain(state)
+    for block in ('neck.decoders.0', 'neck.decoders.1'):
+        q, v = theirs.pop(f'{block}.attn.q_bias'), theirs.pop(f'{block}.attn.v_bias')
+        theirs[f'{block}.attn.qkv.bias'] = torch.cat((q, torch.randn_like(q), v))
+    assert_equal(to_mmcae(theirs | {'head.encoder.blocks.input.w': torch.ones(1)}), state)
+
+
 def test_mmpretrain_has_no_projection(tiny_cae):
     with pytest.raises(CheckpointError, match='no projection between encoder and regressor'):
         to_mmpretrain(tiny_cae(latent_dims=32).state_dict())
