@@ -25,7 +25,7 @@ from .errors import DataError
 POLL = 0.2  # seconds between two looks at the running processes
 PATIENCE = 5  # seconds a process gets to end before it is killed
 TAIL = 30  # lines of the log that a failure shows
-DAMPING = 20  # seconds of work after which measured speed counts as much as the guess
+DAMPING = 20  # seconds of work after which measured speed counts as much as the guesses
 
 
 @dataclass(frozen=True)
@@ -194,8 +194,8 @@ class JobRunner:
         """One line: what runs and how far it is, and the time left."""
         remaining = {name: self.remaining(name) for name in self.jobs if name not in self.done}
         parts = []
-        for name, (_, began) in self.running.items():
-            elapsed = time.time() - began
+        for name in self.running:
+            elapsed = self.elapsed(name)
             parts.append(f'{self.jobs[name].title} {100 * elapsed / (elapsed + remaining[name] + 0.1):.0f} %')
         left = finish_time(remaining, self.jobs, self.lanes, list(self.running), self.ranks)
         return f'{len(self.done)}/{len(self.jobs)} done, about {duration(left)} left | {" | ".join(parts)}'
@@ -205,16 +205,27 @@ class JobRunner:
         guess = self.jobs[name].seconds * self.slowness()
         if name not in self.running:
             return guess
-        elapsed = time.time() - self.running[name][1]
-        told = read_eta(self.log_of(name))
+        elapsed, told = self.elapsed(name), read_eta(self.log_of(name))
         # A job that overruns its guess still needs something.
         return max(guess - elapsed, 0.05 * guess) if told is None else told
 
+    def elapsed(self, name: str) -> float:
+        return time.time() - self.running[name][1]
+
     def slowness(self) -> float:
-        """How much longer than guessed the finished jobs took."""
-        taken = sum(self.record(name)['seconds'] for name in self.done)
-        guessed = sum(self.jobs[name].seconds for name in self.done)
-        return (taken + DAMPING) / (guessed + DAMPING)
+        """How much longer than guessed jobs take: those that finished, and those that run and tell.
+
+        Each counts by the seconds spent on it, up to its guess, so that jobs that found nothing to do tell nothing about the others.
+        """
+        observed = [(self.record(name)['seconds'],) * 2 + (self.jobs[name].seconds,) for name in self.done]
+        for name in self.running:
+            told = read_eta(self.log_of(name))
+            if told is not None:
+                observed.append((self.elapsed(name), self.elapsed(name) + told, self.jobs[name].seconds))
+        weights = [min(spent, guess) for spent, _, guess in observed]
+        ratios = [whole / guess for _, whole, guess in observed]
+        total = sum(weight * ratio for weight, ratio in zip(weights, ratios, strict=True))
+        return (total + DAMPING) / (sum(weights) + DAMPING)
 
 
 class Display:

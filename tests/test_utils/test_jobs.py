@@ -230,9 +230,28 @@ def test_the_guess_follows_the_speed_so_far(tmp_path):
     assert runner.remaining('b') == 100
     runner.done.add('a')
     runner.folder_of('a').mkdir()
-    (runner.folder_of('a') / 'job.json').write_text(json.dumps(dict(seconds=220.0)))
-    assert runner.remaining('b') == pytest.approx(200)
+
+    def after(seconds):
+        (runner.folder_of('a') / 'job.json').write_text(json.dumps(dict(seconds=seconds)))
+        return runner.remaining('b')
+
+    assert after(220.0) == pytest.approx(200)
     assert runner.status().startswith('1/2 done, about 3:20 left')
+    assert after(100.0) == pytest.approx(100)
+    assert 40 < after(40.0) < 70
+    assert after(1.0) > 95  # it found nothing to do
+
+
+def test_a_running_job_that_tells_corrects_the_others(tmp_path):
+    jobs = [Job('a', 'a', script('pass'), seconds=100), Job('b', 'b', script('pass'), seconds=100)]
+    runner = JobRunner(jobs, tmp_path)
+    runner.running['a'] = (None, time.time() - 80)
+    runner.folder_of('a').mkdir()
+    runner.log_of('a').write_text('Starting\n')
+    assert runner.remaining('a') == pytest.approx(20, abs=1) and runner.remaining('b') == pytest.approx(100, abs=1)
+    runner.log_of('a').write_text('Iter(train) [ 10/450]  eta: 0:03:40  time: 0.45\n')
+    assert runner.remaining('a') == pytest.approx(220, abs=2) and runner.remaining('b') == pytest.approx(260, abs=3)
+    assert 'a 27 %' in runner.status()
 
 
 def test_plain_output_is_lines_at_intervals():
