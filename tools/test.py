@@ -124,9 +124,9 @@ def augment_test(cfg):
     from mmcae.utils.errors import ConfigError
 
     models = {
-        'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
-        'mmdet': dict(type='mmdet.DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
-        'mmseg': dict(type='mmseg.SegTTAModel'),
+        'mmpretrain': dict(type='AverageClsScoreTTA'),
+        'mmdet': dict(type='mmcae.MaskTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
+        'mmseg': dict(type='SegTTAModel'),
     }
     scope = cfg.get('default_scope')
     if scope not in models:
