@@ -126,7 +126,7 @@ class DiscreteVAE(TrainableTokenizer):
         passed = vectors + (codes - vectors).detach()
         drawn = self.draw(passed.transpose(1, 2).unflatten(2, grid))
         return dict(
-            loss_reconstruction=F.mse_loss(drawn.float(), images) / images.var(),
+            loss_reconstruction=F.mse_loss(drawn.float(), images) / images.var().clamp(min=1e-4),
             loss_codebook=(codes - vectors.detach()).square().sum(dim=-1).mean(),
             loss_commitment=self.commitment_weight * (codes.detach() - vectors).square().sum(dim=-1).mean(),
             **self.quantizer.metrics(),

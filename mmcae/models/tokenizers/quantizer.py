@@ -60,9 +60,12 @@ class VectorQuantizer(nn.Module):
         self.usage.lerp_(counts / counts.sum(), 1 - self.DECAY)
         return ids.view(shape)
 
+    @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        offsets = self.codes.square().sum(dim=1)
-        return torch.cat([torch.addmm(offsets, part, self.codes.T, alpha=-2).argmin(dim=1) for part in vectors.split(self.CHUNK)])
+        """Ids (n,) for vectors (n, K). In full precision under mixed precision too: half of it confuses neighbouring codes."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            offsets = self.codes.square().sum(dim=1)
+            return torch.cat([torch.addmm(offsets, part, self.codes.T, alpha=-2).argmin(dim=1) for part in vectors.split(self.CHUNK)])
 
     def metrics(self) -> dict[str, Tensor]:
         """How much of the vocabulary is in use.

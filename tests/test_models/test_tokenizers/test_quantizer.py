@@ -33,6 +33,8 @@ def test_nearest(monkeypatch):
     vectors = torch.randn(3, 7, 6)
     expected = torch.cdist(vectors.flatten(0, 1), quantizer.codes).argmin(1).view(3, 7)
     assert torch.equal(quantizer(vectors), expected)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        assert torch.equal(quantizer.learn(vectors), expected)
     monkeypatch.setattr(VectorQuantizer, 'CHUNK', 4)
     assert torch.equal(quantizer(vectors), expected)
 

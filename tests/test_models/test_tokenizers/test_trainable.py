@@ -43,6 +43,12 @@ def test_vae_learns_to_draw(images):
     assert error(shuffled, images) > 1.5 * error(drawn, images)
 
 
+def test_vae_on_empty_images():
+    """A batch without any contrast must not end a run."""
+    terms = DiscreteVAE(**SMALL).loss(torch.full((2, 3, 16, 16), 0.5))
+    assert all(value.isfinite() for value in terms.values())
+
+
 def test_vae_gradients_pass_the_codebook(images):
     model = DiscreteVAE(**SMALL)
     model.loss(images)['loss_reconstruction'].backward()
