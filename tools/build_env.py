@@ -29,8 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
 CONSTRAINTS = REQUIREMENTS / 'constraints.txt'
 SUPPORTED = ((3, 10), (3, 12))
-# -g0 halves the time to compile. CFLAGS replaces the defaults, so -DNDEBUG has to be said again.
-MMCV_CFLAGS = '-O1 -g0 -DNDEBUG'
+# -g0 nearly halves the time to compile. CFLAGS replaces the defaults, so -DNDEBUG has to be said again. Measured at -O1 / -O2 / -O3 on the
+# operators that detection spends its time in (one thread): RoIAlign of 128 boxes with 256 channels 21 / 21 / 22 ms forward, 54 / 55 / 31
+# backward; NMS of 2,000 boxes 5 / 11 / 11 ms. Compiling RoIAlign takes 10.7 s at -O1, 11.7 s at -O3. It is training that takes long: -O3.
+MMCV_CFLAGS = '-O3 -g0 -DNDEBUG'
 
 
 def main():
@@ -72,6 +74,7 @@ class Environment:
         self.python = path / 'bin' / 'python'
         self.record = path / 'mmcae-build.json'
         self.log = path / 'mmcae-build.log'
+        self.lock = None
 
     @property
     def steps(self):
@@ -95,12 +98,12 @@ class Environment:
         if self.path.exists() and not self.record.exists() and any(self.path.iterdir()):
             sys.exit(f'{self.path} exists, and this tool did not make it. Move it away, or name another place: make test VENV=.venv-mmcae')
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path.parent / f'{self.path.name}.lock', 'w') as lock:
+        with open(self.path.parent / f'{self.path.name}.lock', 'w') as self.lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 print(f'Another build of {self.path} is running; waiting for it.', flush=True)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                fcntl.flock(self.lock, fcntl.LOCK_EX)
             self.build_locked()
 
     def build_locked(self):
@@ -231,7 +234,6 @@ class Environment:
         live, tail = sys.stdout.isatty(), []
         with open(self.log, 'a') as log:
             log.write(f'\n$ {" ".join(command)}\n')
-            # A session of its own, so that an interruption ends the compilers underneath as well.
             process = subprocess.Popen(
                 command,
                 env=environment,
@@ -239,7 +241,10 @@ class Environment:
                 stderr=subprocess.STDOUT,
                 text=True,
                 errors='replace',
-                start_new_session=True,
+                start_new_session=True,  # an interruption ends the compilers underneath as well
+                pass_fds=[self.lock.fileno()]
+                if self.lock and not self.lock.closed
+                else [],  # a pip that outlives this process keeps the lock
             )
             try:
                 for line in process.stdout:

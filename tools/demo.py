@@ -4,7 +4,7 @@
     python tools/demo.py --seeds 3 --all-encoders     # the table in the README: hours on a CPU (make demo-full)
 
 Every step is a command that is printed before it runs, and that you can repeat and change by hand. Interrupt it at will: the next run
-keeps what is finished. A changed config repeats what depends on it.
+keeps what is finished. A changed config repeats what depends on it; after a change of code use --fresh.
 """
 
 import argparse

@@ -2,7 +2,17 @@
 
 from .amp import AmpOptimWrapper
 from .distributed import CPUDistributedDataParallel
+from .hooks import CheckClasses, CheckDetector, CheckLabels, OnlineProbe
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .schedulers import WarmupCosineLR
 
-__all__ = ['AmpOptimWrapper', 'CPUDistributedDataParallel', 'LayerDecayOptimWrapperConstructor', 'WarmupCosineLR']
+__all__ = [
+    'AmpOptimWrapper',
+    'CPUDistributedDataParallel',
+    'CheckClasses',
+    'CheckDetector',
+    'CheckLabels',
+    'LayerDecayOptimWrapperConstructor',
+    'OnlineProbe',
+    'WarmupCosineLR',
+]

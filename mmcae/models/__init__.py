@@ -4,7 +4,6 @@ from ..registry import MODELS, register_lazily
 from .cae import CAE
 from .decoder import CAEDecoder
 from .heads import AttentiveClsHead
-from .mae import MAE
 from .necks import DeconvPyramid
 from .regressor import LatentContextualRegressor
 from .tokenizers import DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets
@@ -13,7 +12,6 @@ from .vit import CAEViT
 register_lazily(MODELS, 'mmcae.models.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
 
 __all__ = [
-    'MAE',
     'AttentiveClsHead',
     'CAE',
     'CAEDecoder',

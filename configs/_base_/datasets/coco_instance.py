@@ -1,11 +1,10 @@
 # COCO 2017 with boxes and masks, or any data in its format, at the scales of the paper's detection protocol (those of DETR).
 
-# ---- often changed: your own data take these, and the number of classes in the model (see docs/detection.md)
+# ---- often changed: docs/detection.md has the few lines that data of your own take
 data_root = 'data/coco/'
-metainfo = None  # of data with other classes than COCO: dict(classes=('cat', 'dog')), in the order of the annotation files
 train_annotations, train_images = 'annotations/instances_train2017.json', 'train2017/'
 val_annotations, val_images = 'annotations/instances_val2017.json', 'val2017/'
-data_preparation = 'Unpack train2017.zip, val2017.zip and annotations_trainval2017.zip (https://cocodataset.org) into data/coco/.'
+data_preparation = 'COCO: unpack train2017.zip, val2017.zip and annotations_trainval2017.zip (https://cocodataset.org) into data/coco/.'
 batch_size = 2  # images for each GPU; the paper's 32 are 16 GPUs
 num_workers = 4
 
@@ -63,7 +62,6 @@ train_dataloader = dict(
     batch_sampler=dict(type='AspectRatioBatchSampler'),
     dataset=dict(
         type='mmcae.CocoDataset',
-        metainfo=metainfo,
         data_root=data_root,
         ann_file=train_annotations,
         data_prefix=dict(img=train_images),
@@ -79,7 +77,6 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='mmcae.CocoDataset',
-        metainfo=metainfo,
         data_root=data_root,
         ann_file=val_annotations,
         data_prefix=dict(img=val_images),

@@ -13,11 +13,11 @@ INIT = dict(type='TruncNormal', layer='Linear', std=0.02, override=dict(type='No
 
 @MODELS.register_module()
 class AttentiveClsHead(LinearClsHead):
-    """Attentive probing (arXiv 2202.03026, section 4.2): cross attention from one query, batch norm without scale and shift, linear classifier.
+    """Attentive probing (arXiv 2202.03026, section 4.2): cross attention from one query, batch norm without scale and shift, classifier.
 
-    There is no residual connection, no MLP and no position: the head can only choose which tokens to read. At evaluation the batch norm uses its
-    running statistics, so a prediction does not depend on the other images of the batch. (The authors' released code uses the statistics of
-    the batch there too.)
+    There is no residual connection, no MLP and no position: the head can only choose which tokens to read. At evaluation the batch norm
+    uses its running statistics, so that a prediction does not depend on the other images of the batch. (The authors' released code uses
+    the statistics of the batch there too.)
 
     Args:
         num_classes: Number of classes.

@@ -1,0 +1,95 @@
+"""See during pretraining whether the encoder becomes useful: nearest-neighbour accuracy and signs of collapse."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from mmengine.hooks import Hook
+
+from ...evaluation.collapse import effective_rank, feature_std
+from ...evaluation.features import build_dataloader, extract_features
+from ...evaluation.knn import check_bank, knn_scores
+from ...registry import HOOKS
+from ...utils.errors import ConfigError
+
+
+@HOOKS.register_module()
+class OnlineProbe(Hook):
+    """Look at the encoder's features every now and then during pretraining.
+
+    Reports, in the log and to the visualizer's backends (scalars.json, TensorBoard, ...):
+
+    * `probe/effective_rank`: RankMe. A fall during training means that features lose directions; no labels needed.
+    * `probe/feature_std`: about 1 for well spread features, 0 when all images look the same to the encoder; no labels needed.
+    * `probe/knn10_top1` and so on, in percent, where there are `query_dataloader` and labels.
+
+    The features are the output of the model's `extract_feat`, averaged where it is one per token: for pretraining with CAEViT choose them
+    by `model.backbone.out_type`. Training goes on exactly as without the hook. The log tells the share of the time that the hook takes;
+    the number of images decides about it (a few thousand are enough).
+
+    Args:
+        dataloader: Images, one view each and without augmentation, in the form of a dataloader's config without sampler. With labels they
+            are the bank of the neighbours.
+        query_dataloader: Labelled images to classify by them.
+        interval: Epochs, or iterations, between two looks.
+        by_epoch: What `interval` counts.
+        k: Numbers of neighbours.
+        temperature: See :func:`mmcae.evaluation.knn.knn_scores`.
+
+    Raises:
+        ConfigError: `interval` is not positive.
+        DataError: See :func:`mmcae.evaluation.knn.check_bank`.
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        dataloader: dict,
+        query_dataloader: dict | None = None,
+        interval: int = 1,
+        by_epoch: bool = True,
+        k: Sequence[int] = (10, 20),
+        temperature: float = 0.07,
+    ):
+        if interval < 1:
+            raise ConfigError(f'OnlineProbe needs an interval of at least 1, got {interval}')
+        self.configs = dict(bank=dataloader, queries=query_dataloader)
+        self.interval, self.by_epoch, self.k, self.temperature = interval, by_epoch, tuple(k), temperature
+        self.seconds = 0.0
+
+    def before_train(self, runner):
+        """Read the data sets, so that what is wrong with them shows at once."""
+        self.loaders = {name: build_dataloader(config) for name, config in self.configs.items() if config}
+        self.began = time.perf_counter()
+
+    def after_train_epoch(self, runner):
+        if self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self.probe(runner)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self.probe(runner)
+
+    def probe(self, runner):
+        """Compute the figures and write them down."""
+        start = time.perf_counter()
+        metrics = self.metrics(runner.model)
+        self.seconds += time.perf_counter() - start
+        share = self.seconds / (time.perf_counter() - self.began)
+        runner.visualizer.add_scalars(metrics, step=runner.epoch + 1 if self.by_epoch else runner.iter + 1)
+        figures = '  '.join(f'{name}: {value:.4g}' for name, value in metrics.items())
+        runner.logger.info(f'{figures}  (the probe took {100 * share:.1f} % of the time so far)')
+
+    @torch.no_grad()
+    def metrics(self, model) -> dict[str, float]:
+        """The figures described above, by name."""
+        features, labels = extract_features(model, self.loaders['bank'])
+        metrics = {'probe/effective_rank': effective_rank(features), 'probe/feature_std': feature_std(features)}
+        if 'queries' in self.loaders:
+            names = (loader.dataset.metainfo.get('classes') for loader in self.loaders.values())
+            num_classes = check_bank(labels, *names)
+            queries, truth = extract_features(model, self.loaders['queries'])
+            for k, scores in knn_scores(queries, features, labels, num_classes, self.k, self.temperature).items():
+                metrics[f'probe/knn{k}_top1'] = 100 * float((scores.argmax(dim=1) == truth).float().mean())
+        return metrics

@@ -1,0 +1,195 @@
+"""The k-nearest-neighbour probe: how well an encoder's features tell classes apart without any training."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.hooks import Hook
+from mmengine.runner import TestLoop, autocast
+from mmpretrain.structures import DataSample
+from torch import Tensor
+
+from ..checkpoints import load_encoder
+from ..registry import LOOPS
+from ..utils.errors import CheckpointError, ConfigError, DataError
+from .features import average, build_dataloader, encode_batches, extract_features, unwrapped
+
+SIMILARITIES = 2**25  # computed at a time: 128 MiB
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most similar rows of a bank for each query, by cosine, the most similar first.
+
+    Exact; the memory it takes besides its arguments does not grow with the bank.
+
+    Args:
+        queries: (Q, C).
+        bank: (N, C).
+        k: At most N.
+
+    Returns:
+        Similarities in [-1, 1] and indices into the bank, (Q, k) each.
+    """
+    queries, bank = F.normalize(queries.float(), dim=1), F.normalize(bank.float(), dim=1)
+    rows = max(1, SIMILARITIES // max(1, min(len(bank), 2**16)))
+    columns = max(k, SIMILARITIES // rows)
+    found = []
+    for part in queries.split(rows):
+        best = part.new_empty(len(part), 0)
+        index = torch.empty(len(part), 0, dtype=torch.int64, device=part.device)
+        for start in range(0, len(bank), columns):
+            similarity = part @ bank[start : start + columns].T
+            similarity, position = similarity.topk(min(k, similarity.shape[1]), dim=1)
+            best, order = torch.cat((best, similarity), dim=1).topk(min(k, best.shape[1] + similarity.shape[1]), dim=1)
+            index = torch.cat((index, position + start), dim=1).gather(1, order)
+        found.append((best, index))
+    return torch.cat([best for best, _ in found]), torch.cat([index for _, index in found])
+
+
+def knn_scores(
+    queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int, k: Sequence[int], temperature: float = 0.07
+) -> dict[int, Tensor]:
+    """Scores of each class by a weighted vote of the k nearest neighbours (DINO, arXiv 2104.14294, section 4.1 and appendix).
+
+    Args:
+        queries: (Q, C).
+        bank: (N, C).
+        labels: int64 (N,) in [0, num_classes).
+        num_classes: Number of classes K.
+        k: Numbers of neighbours; one result for each.
+        temperature: A neighbour of cosine similarity s votes with exp(s / temperature).
+
+    Returns:
+        For each k (Q, K): shares of the vote, summing to 1.
+
+    Raises:
+        DataError: The bank is smaller than the largest k.
+    """
+    if max(k) > len(bank):
+        raise DataError(
+            f'kNN with k={max(k)} needs at least as many images in the bank, which has {len(bank)}: lower k or enlarge the bank'
+        )
+    similarity, index = nearest(queries, bank, max(k))
+    # Relative to the nearest one, so that no temperature overflows; the shares stay the same.
+    weight = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = labels[index]
+    scores = {}
+    for count in k:
+        score = weight.new_zeros(len(queries), num_classes).scatter_add_(1, votes[:, :count], weight[:, :count])
+        scores[count] = score / score.sum(dim=1, keepdim=True)
+    return scores
+
+
+def check_bank(labels: Tensor | None, bank_classes: Sequence[str] | None, query_classes: Sequence[str] | None) -> int:
+    """The number of classes of a bank, after checking that it can answer.
+
+    Args:
+        labels: The bank's labels (N,).
+        bank_classes: Names of the bank's classes, where the data set knows them.
+        query_classes: The same of the images to classify.
+
+    Raises:
+        DataError: No labels, other classes than the queries', or a class without an image.
+    """
+    if labels is None:
+        raise DataError('kNN needs labels, and the images of the bank have none')
+    if bank_classes is None or query_classes is None:
+        raise DataError('kNN needs data sets that name their classes: give them metainfo=dict(classes=[...])')
+    if list(bank_classes) != list(query_classes):
+        differing = sorted(set(bank_classes) ^ set(query_classes)) or 'the same names in another order'
+        raise DataError(
+            f'The bank has {len(bank_classes)} classes and the images to classify {len(query_classes)}; only one side has {differing}: '
+            'both need the same class folders'
+        )
+    empty = sorted(set(range(len(bank_classes))) - set(labels.unique().tolist()))
+    if empty:
+        raise DataError(
+            f'The bank has no image of class {bank_classes[empty[0]]!r} ({len(empty)} of {len(bank_classes)} classes are empty)'
+        )
+    return len(bank_classes)
+
+
+@LOOPS.register_module()
+class KNNLoop(TestLoop):
+    """Classify the test images by their nearest neighbours among labelled images: a test loop, `test_cfg=dict(type='mmcae.KNNLoop', ...)`.
+
+    The model is an mmpretrain ImageClassifier with a backbone alone. The checkpoint may be of pretraining, of any layout that
+    :mod:`mmcae.checkpoints` knows, or of any model with this backbone: its encoder is loaded, strictly. The evaluator's metrics are given
+    for each k, as `k10/accuracy/top1`.
+
+    Args:
+        runner: The runner.
+        dataloader: The images to classify.
+        evaluator: Metrics of classification, such as mmpretrain's Accuracy.
+        bank_dataloader: The labelled images, in the form of a dataloader's config without sampler; no augmentation.
+        k: Numbers of neighbours.
+        temperature: Smaller values listen to the nearest ones more.
+        fp16: Compute the features in mixed precision.
+    """
+
+    def __init__(
+        self,
+        runner,
+        dataloader,
+        evaluator,
+        bank_dataloader: dict,
+        k: Sequence[int] = (10, 20),
+        temperature: float = 0.07,
+        fp16: bool = False,
+    ):
+        super().__init__(runner, dataloader, evaluator, fp16)
+        if not k or min(k) < 1 or not temperature > 0:
+            raise ConfigError(f'KNNLoop needs k of at least 1 and a temperature above 0, got k={list(k)} and temperature={temperature}')
+        self.bank_dataloader = build_dataloader(bank_dataloader)
+        self.k, self.temperature = tuple(k), temperature
+        if max(k) > len(self.bank_dataloader.dataset):
+            raise DataError(f'KNNLoop: k={max(k)} is more than the {len(self.bank_dataloader.dataset)} images of the bank')
+        runner.register_hook(EncoderOfAnyCheckpoint())
+
+    def run(self) -> dict:
+        """Fill the bank, classify, and return the metrics."""
+        self.runner.call_hook('before_test')
+        self.runner.call_hook('before_test_epoch')
+        with autocast(enabled=self.fp16):
+            bank, labels = extract_features(self.runner.model, self.bank_dataloader)
+        classes = (loader.dataset.metainfo.get('classes') for loader in (self.bank_dataloader, self.dataloader))
+        num_classes = check_bank(labels, *classes)
+        predictions = {k: [] for k in self.k}
+        for features, samples in self.query_batches():
+            for k, scores in knn_scores(features, bank, labels, num_classes, self.k, self.temperature).items():
+                predictions[k] += map(predicted, samples, scores)
+        metrics = {}
+        for k, samples in predictions.items():
+            self.evaluator.process(samples)
+            results = self.evaluator.evaluate(len(self.dataloader.dataset))
+            metrics.update({f'k{k}/{name}': value for name, value in results.items()})
+        self.runner.call_hook('after_test_epoch', metrics=metrics)
+        self.runner.call_hook('after_test')
+        return metrics
+
+    def query_batches(self) -> Iterator[tuple[Tensor, list[DataSample]]]:
+        """Features (B, C) and data samples of the images to classify, with the calls that logging hooks expect."""
+        with autocast(enabled=self.fp16):
+            for index, (outputs, samples) in enumerate(encode_batches(self.runner.model, self.dataloader)):
+                self.runner.call_hook('before_test_iter', batch_idx=index, data_batch=None)
+                yield average(outputs), samples
+                self.runner.call_hook('after_test_iter', batch_idx=index, data_batch=None, outputs=samples)
+
+
+def predicted(sample: DataSample, scores: Tensor) -> DataSample:
+    """A copy of a data sample with class scores (K,) and the label of the highest."""
+    return sample.new().set_pred_score(scores).set_pred_label(scores.argmax(keepdim=True))
+
+
+class EncoderOfAnyCheckpoint(Hook):
+    """Take the encoder out of whatever checkpoint the runner loads, strictly, and leave the rest of it."""
+
+    def after_load_checkpoint(self, runner, checkpoint: dict):
+        """Replace the checkpoint's weights, before the runner loads them, by those of the model with the encoder loaded."""
+        model = unwrapped(runner.model)
+        try:
+            load_encoder(model.backbone, checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f'{runner._load_from}: {error}') from error
+        checkpoint.clear()
+        checkpoint['state_dict'] = model.state_dict()

@@ -1,0 +1,180 @@
+"""tools/train.py and tools/test.py as processes, for every kind of config; and what they say to bad input."""
+
+import importlib.util
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+def test_train_resume_and_test(classification_config, run_tool, tmp_path):
+    folder, mark = tmp_path / 'run', tmp_path / 'code-was-run'
+    code, output = run_tool('tools/train.py', classification_config, '--work-dir', folder)
+    assert code == 0, output
+    assert (
+        'Effective batch size 4 (1 process x 4 images x 1 accumulated), lr 0.001 '
+        f'(chosen for a batch of 8; --auto-scale-lr adapts it); results go to {folder}'
+    ) in output
+    assert (folder / 'epoch_2.pth').exists() and not (folder / 'metrics.json').exists()
+
+    # On resuming mmengine executes a text that it expects, and never writes, in a checkpoint.
+    before = torch.load(folder / 'epoch_2.pth', weights_only=True)
+    before['meta']['config'] = f"open('{mark}', 'w')"
+    torch.save(before, folder / 'epoch_2.pth')
+    code, output = run_tool(
+        'tools/train.py', classification_config, '--work-dir', folder, '--resume', '--cfg-options', 'train_cfg.max_epochs=3'
+    )
+    assert code == 0, output
+    assert 'the config text in it is ignored' in output and not mark.exists()
+    assert f'lr and schedule from {folder}/epoch_2.pth' in output and 'resumed epoch: 2, iter: 4' in output
+    assert 'Epoch(train) [3][2/2]' in output and 'Epoch(train) [2]' not in output
+    after = torch.load(folder / 'epoch_3.pth', weights_only=True)
+    assert after['meta']['iter'] == 6 and after['optimizer']['state'][0]['step'] == before['optimizer']['state'][0]['step'] + 2
+
+    predictions, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
+    code, output = run_tool(
+        'tools/test.py', classification_config, folder / 'epoch_3.pth', '--work-dir', folder, '--out', predictions, '--show-dir', pictures
+    )
+    assert code == 0, output
+    metrics = json.loads((folder / 'metrics.json').read_text())
+    predicted = pickle.loads(predictions.read_bytes())
+    correct = [int(sample['pred_label']) == int(sample['gt_label']) for sample in predicted]
+    assert len(correct) == 8 and metrics == {'accuracy/top1': pytest.approx(100 * np.mean(correct))}
+    assert len(list(pictures.iterdir())) >= 4  # images of the two classes have the same names
+
+
+def test_options_of_train(classification_config, run_tool, tmp_path):
+    """Accumulation counts into the batch and the scaled lr; --amp, --no-validate; --resume where there is nothing yet."""
+    folder = tmp_path / 'run'
+    options = ('--amp', '--auto-scale-lr', '--no-validate', '--resume')
+    changes = ('optim_wrapper.accumulative_counts=4', 'train_cfg.max_epochs=1', 'train_dataloader.num_workers=1')
+    code, output = run_tool('tools/train.py', classification_config, '--work-dir', folder, *options, '--cfg-options', *changes)
+    assert code == 0, output
+    assert f'Nothing to resume in {folder} yet: starting from the beginning.' in output
+    assert "Effective batch size 16 (1 process x 4 images x 4 accumulated), lr 0.002 (the config's 0.001 x 2)" in output
+    assert 'Epoch(val)' not in output
+    saved = torch.load(folder / 'epoch_1.pth', weights_only=True)
+    assert saved['optimizer']['param_groups'][0]['initial_lr'] == pytest.approx(2e-3)
+    assert 'loss_scaler' in saved['optimizer'] and "type='mmcae.AmpOptimWrapper'" in saved['meta']['cfg']
+
+
+def test_detection(detection_config, run_tool, tmp_path):
+    folder = tmp_path / 'run'
+    code, output = run_tool('tools/train.py', detection_config, '--work-dir', folder, '--no-validate')
+    assert code == 0, output
+    arguments = ('--work-dir', folder, '--out', tmp_path / 'out', '--show-dir', tmp_path / 'pictures')
+    code, output = run_tool('tools/test.py', detection_config, folder / 'epoch_2.pth', *arguments)
+    assert code == 0, output
+    assert 0 <= json.loads((folder / 'metrics.json').read_text())['coco/bbox_mAP'] <= 1
+    boxes = json.loads((tmp_path / 'out.bbox.json').read_text())
+    assert len(boxes) == 20 and {box['image_id'] for box in boxes} == {0, 1, 2, 3}
+    assert sorted(path.name for path in (tmp_path / 'pictures').iterdir()) == ['0.png', '1.png', '2.png', '3.png']
+
+    code, output = run_tool(
+        'tools/test.py', detection_config, folder / 'epoch_2.pth', '--work-dir', folder, '--tta', '--out', tmp_path / 'out.pkl'
+    )
+    assert code == 0, output
+    assert len(pickle.loads((tmp_path / 'out.pkl').read_bytes())) == 4
+
+
+def test_segmentation(segmentation_config, run_tool, tmp_path):
+    folder = tmp_path / 'run'
+    code, output = run_tool('tools/train.py', segmentation_config, '--work-dir', folder, '--no-validate')
+    assert code == 0, output
+    arguments = ('--work-dir', folder, '--tta', '--out', tmp_path / 'maps', '--show-dir', tmp_path / 'pictures')
+    code, output = run_tool('tools/test.py', segmentation_config, folder / 'epoch_2.pth', *arguments)
+    assert code == 0, output
+    assert 0 < json.loads((folder / 'metrics.json').read_text())['mIoU'] <= 100
+    maps = sorted((tmp_path / 'maps').iterdir())
+    assert [path.name for path in maps] == ['0.png', '1.png', '2.png', '3.png']
+    assert set(np.unique(np.asarray(Image.open(maps[0])))) <= {0, 1}
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
+
+
+# ---------------------------------------------------------------- bad input
+
+
+class RunsCode:
+    """A pickle that makes a file when it is loaded without protection."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('tool', ['train', 'test'])
+def test_checkpoint_with_code_is_refused(tool, classification_config, run_tool, tmp_path):
+    """In one line, and without running it."""
+    bad, mark = tmp_path / 'bad.pth', tmp_path / 'code-was-run'
+    torch.save({'state_dict': {}, 'meta': {'epoch': 1, 'iter': 2}, 'x': RunsCode(mark)}, bad)
+    arguments = ('--resume', bad) if tool == 'train' else (bad,)
+    code, output = run_tool(f'tools/{tool}.py', classification_config, *arguments, '--work-dir', tmp_path / 'run')
+    assert code == 2, output
+    assert 'error: ' in output.splitlines()[-1] and 'bad.pth was refused' in output.splitlines()[-1]
+    assert 'Traceback' not in output and not mark.exists()
+
+
+def test_checkpoint_of_another_model_is_refused(classification_config, run_tool, tmp_path):
+    """mmengine would warn and go on with random weights."""
+    other, folder = tmp_path / 'other.pth', tmp_path / 'run'
+    torch.save({'state_dict': {'backbone.blocks.0.attn.qkv.weight': torch.zeros(3, 3), 'head.extra': torch.zeros(1)}}, other)
+    code, output = run_tool('tools/test.py', classification_config, other, '--work-dir', folder)
+    assert code == 2, output
+    line = output.splitlines()[-1]
+    assert 'other.pth belongs to another model' in line and 'head.extra' in line and 'attn.qkv.weight' in line
+    assert not (folder / 'metrics.json').exists()
+
+
+@pytest.fixture
+def call_tool(repository, monkeypatch, capsys):
+    """Call a tool's main() within this process, which is quick enough for a table: returns the exit code and the last line printed."""
+
+    def call(name, *arguments):
+        spec = importlib.util.spec_from_file_location(name, repository / 'tools' / f'{name}.py')
+        tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(tool)
+        monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            tool.main()
+        return stopped.value.code, ''.join(capsys.readouterr()).strip().splitlines()[-1]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ('tool', 'arguments', 'message'),
+    [
+        ('train', ['{config}x'], 'There is no config'),
+        ('train', ['{config}', '--resume', '{folder}/absent.pth'], 'There is no checkpoint'),
+        ('train', ['{config}', '--work-dir', '{config}/run'], 'Cannot write results to'),
+        ('train', ['{config}', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr.base_batch_size=0'], '--auto-scale-lr needs'),
+        ('train', ['{config}', '--amp', '--cfg-options', 'optim_wrapper.type=Strange'], 'decides about precision itself'),
+        ('train', ['{config}', '--cfg-options', 'train_dataloader.batch_size=0'], 'batch_size=0'),
+        ('train', ['{config}', '--cfg-options', 'train_dataloadr.batch_size=1'], "did you mean 'train_dataloader'"),
+        ('train', ['{config}', '--launcher', 'pytorch'], 'start by tools/dist_train.sh'),
+        ('train', ['{config}', '--launcher', 'carrier-pigeon'], 'invalid choice'),
+        (
+            'train',
+            ['{config}', '--cfg-options', 'model.backbone.img_sizes=16'],
+            "CAEViT has no argument 'img_sizes'; did you mean 'img_size'",
+        ),
+        ('train', ['{config}', '--cfg-options', 'model.backbone.type=mmcae.CAEVit'], "'mmcae.CAEViT'"),
+        ('train', ['{config}', '--cfg-options', 'train_dataloader.dataset.data_root={folder}/absent'], 'absent'),
+        ('test', ['{config}', '{folder}/absent.pth'], 'There is no checkpoint'),
+        ('test', ['{config}', '{config}', '--out', 'predictions.txt'], 'name a .pkl file'),
+        ('test', ['{config}', '{config}', '--cfg-options', 'test_evaluator=None'], 'describes no test'),
+        ('test', ['{config}', '{config}', '--tta', '--show-dir', '{folder}/pictures'], 'leave --tta out'),
+        ('test', ['{config}', '{config}'], 'tiny_classifier.py was refused'),
+    ],
+)
+def test_bad_input_is_one_line(call_tool, classification_config, tmp_path, monkeypatch, tool, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = [argument.format(config=classification_config, folder=tmp_path) for argument in arguments]
+    code, line = call_tool(tool, *arguments)
+    assert code == 2 and message in line, line
