@@ -90,6 +90,8 @@ def explain(error):
     if isinstance(error, TypeError | AssertionError):
         return _explain_refused_arguments(error)
     if isinstance(error, ValueError):
+        if 'Expected more than 1 value per channel when training' in str(error):
+            return f'A batch norm cannot train on one value per channel: set train_dataloader.batch_size to 2 or more ({error})'
         return _explain_empty_dataset(error)
     return None
 

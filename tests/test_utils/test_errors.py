@@ -91,6 +91,10 @@ def test_data_set_without_images(capsys, tmp_path):
     assert 'BaseSegDataset found no image' in text and str(tmp_path) in text and "'img_suffix': '.tif'" in text
 
 
+def test_batch_norm_over_one_value(capsys):
+    assert 'set train_dataloader.batch_size to 2 or more' in message(capsys, lambda: torch.nn.BatchNorm2d(3)(torch.zeros(1, 3, 1, 1)))
+
+
 @pytest.mark.parametrize(
     'bug',
     [
