@@ -1,4 +1,5 @@
 """mmcae: Context Autoencoder pretraining for vision transformers, and what follows from it, on the OpenMMLab stack."""
+
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,6 +14,7 @@ def requirements(name):
 
 
 def version():
+    """The package's version, without importing it: its dependencies may not be there yet."""
     scope = {}
     exec((ROOT / 'mmcae' / 'version.py').read_text(), scope)
     return scope['__version__']
@@ -22,7 +24,7 @@ setup(
     name='mmcae',
     version=version(),
     description='Pretrain vision transformers with the Context Autoencoder on your own images; '
-                'carry them into classification, detection and segmentation',
+    'carry them into classification, detection and segmentation',
     long_description=(ROOT / 'README.md').read_text(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

@@ -232,7 +232,7 @@ class Environment:
         command = [str(part) for part in (self.python, '-m', 'pip', *arguments)]
         began, shown = time.time(), 0.0
         live, tail = sys.stdout.isatty(), []
-        with open(self.log, 'a') as log:
+        with open(self.log, 'a', buffering=1) as log:  # line by line: whatever kills this, the log is whole
             log.write(f'\n$ {" ".join(command)}\n')
             process = subprocess.Popen(
                 command,

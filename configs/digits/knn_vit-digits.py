@@ -27,9 +27,7 @@ test_cfg = dict(
         dataset=dict(
             type='mmcae.LabelSubset',
             labels=2000,
-            dataset=dict(
-                type='CustomDataset', data_root={{_base_.data_root}}, data_prefix='train', pipeline={{_base_.test_pipeline}}
-            ),
+            dataset=dict(type='CustomDataset', data_root={{_base_.data_root}}, data_prefix='train', pipeline={{_base_.test_pipeline}}),
         ),
     ),
 )

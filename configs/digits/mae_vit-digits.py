@@ -1,6 +1,7 @@
-# The baseline: mmpretrain's MAE with the encoder size, the images and the optimizer of cae_vit-digits.py, and as many tokens through the encoder.
-# Of the 16 patches of an image CAE encodes 5 visible ones and, for the alignment, the 11 masked ones, each time with the cls token: 18 tokens.
-# MAE encodes 5 and the cls token, so it gets three times the iterations. The count favours MAE: CAE's 12 alignment tokens carry no gradient.
+# The baseline: mmpretrain's MAE with the encoder size, the images and the optimizer of cae_vit-digits.py, and as many tokens through the
+# encoder. Of the 16 patches of an image CAE encodes 5 visible ones and, for the alignment, the 11 masked ones, each time with the cls
+# token: 18 tokens. MAE encodes 5 and the cls token, so it gets three times the iterations. The count favours MAE: CAE's 12 alignment tokens
+# carry no gradient.
 # In other configs its encoder takes model.backbone.layer_scale_init_value=0 (mmpretrain's ViT has no layer scale):
 #     python tools/train.py configs/digits/linear_vit-digits.py --cfg-options model.backbone.layer_scale_init_value=0 \
 #         model.backbone.init_cfg.checkpoint=work_dirs/mae_vit-digits/iter_4800.pth

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoints import load_encoder
 from ..registry import LOOPS
-from ..utils.errors import CheckpointError, ConfigError, DataError
+from ..utils.errors import ConfigError, DataError
 from .features import average, build_dataloader, encode_batches, extract_features, unwrapped
 
 SIMILARITIES = 2**25  # computed at a time: 128 MiB
@@ -187,9 +187,6 @@ class EncoderOfAnyCheckpoint(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict):
         """Replace the checkpoint's weights, before the runner loads them, by those of the model with the encoder loaded."""
         model = unwrapped(runner.model)
-        try:
-            load_encoder(model.backbone, checkpoint)
-        except CheckpointError as error:
-            raise CheckpointError(f'{runner._load_from}: {error}') from error
+        load_encoder(model.backbone, checkpoint, origin=runner._load_from)
         checkpoint.clear()
         checkpoint['state_dict'] = model.state_dict()

@@ -1,5 +1,6 @@
 """The segmentation recipes against the numbers of the paper's protocol: settings, parameter groups, learning rates, pipelines."""
 
+import re
 from pathlib import Path
 
 import mmseg
@@ -157,3 +158,22 @@ def test_voc_is_a_file_of_few_lines(repository):
     for path in ('_base_/datasets/voc12_512x512.py', f'upernet/{list(RECIPES)[-1]}.py'):
         lines = [line for line in (repository / 'configs' / path).read_text().splitlines() if line and not line.startswith('#')]
         assert len(lines) <= 10
+
+
+def test_examples_in_the_documentation(repository, tmp_path):
+    """The config files that docs/segmentation.md shows can be used as they stand, next to the recipes."""
+    blocks = re.findall(r'```python\n(.*?)```', (repository / 'docs/segmentation.md').read_text(), re.DOTALL)
+    configs = []
+    for number, block in enumerate(blocks):
+        path = tmp_path / f'example{number}.py'
+        path.write_text(block.replace("'./", f"'{repository / FOLDER}/"))
+        configs.append(load_config(path))
+    crop, own = configs
+    assert crop.train_dataloader.dataset.pipeline[3] == dict(type='RandomCrop', crop_size=(640, 640), cat_max_ratio=0.75)
+    assert crop.model.backbone.img_size == crop.model.data_preprocessor.size == crop.model.data_preprocessor.test_cfg.size == (640, 640)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = own[loader].dataset
+        assert (dataset.type, dataset.data_root, dataset.reduce_zero_label) == ('BaseSegDataset', 'data/leaves/', False)
+        assert len(dataset.metainfo.classes) == own.model.decode_head.num_classes == own.model.auxiliary_head.num_classes == 3
+        assert dataset.data_prefix.img_path == ('images/train' if loader == 'train_dataloader' else 'images/val')
+        assert dataset.pipeline[-1].type == 'PackSegInputs'

@@ -22,7 +22,12 @@ def options(coco):
         root = coco(**data)
         pipeline = 'dataset.ann_file=annotations.json'
         found = [f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={steps}', f'default_hooks.checkpoint.interval={steps}']
-        found += ['param_scheduler.0.warmup=2', f'param_scheduler.0.end={steps}', 'default_hooks.logger.interval=1', 'log_processor.window_size=1']
+        found += [
+            'param_scheduler.0.warmup=2',
+            f'param_scheduler.0.end={steps}',
+            'default_hooks.logger.interval=1',
+            'log_processor.window_size=1',
+        ]
         for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
             found += [f'{loader}.batch_size=4', f'{loader}.num_workers=0', f'{loader}.dataset.data_root={root}/', f'{loader}.{pipeline}']
             found += [f'{loader}.dataset.data_prefix.img=images/', f'{loader}.dataset.metainfo.classes={list(classes)}'.replace(' ', '')]

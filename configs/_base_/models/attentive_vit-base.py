@@ -15,7 +15,5 @@ model = dict(
         frozen_stages=12,
         init_cfg=dict(type='Pretrained'),
     ),
-    head=dict(
-        type='mmcae.AttentiveClsHead', num_classes=1000, in_channels=768, num_heads=12, loss=dict(type='CrossEntropyLoss')
-    ),
+    head=dict(type='mmcae.AttentiveClsHead', num_classes=1000, in_channels=768, num_heads=12, loss=dict(type='CrossEntropyLoss')),
 )
