@@ -40,7 +40,7 @@ def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
 
     Args:
         runs: What :func:`read_scalars` gave, by the name for the legend.
-        names: Quantities to plot; by default all losses and metrics, without learning rates, times and the like.
+        names: Quantities to plot; by default all losses and metrics logged more than once, without learning rates, times and the like.
 
     Returns:
         matplotlib.figure.Figure
@@ -52,7 +52,12 @@ def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
     unknown = [name for name in names if name not in known]
     if unknown:
         raise DataError(f'No run has logged {", ".join(unknown)}; there are {", ".join(known)}')
-    names = list(names) or [name for name in known if name not in BOOKKEEPING]
+    curves = {name for series in runs.values() for name, points in series.items() if len(points) > 1}
+    names = list(names) or [name for name in known if name in curves and name not in BOOKKEEPING]
+    if not names:
+        raise DataError(
+            f'Nothing was logged more than once in {", ".join(runs)}: name the quantities to plot; there are {", ".join(known)}'
+        )
     columns = 2 if len(names) in (2, 4) else min(3, len(names))
     rows = -(-len(names) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout='constrained')

@@ -106,7 +106,7 @@ class DetectionDrawer:
 
 
 class SegmentationDrawer:
-    """Draws label maps in the classes' colours, with their names, by mmseg's own visualizer."""
+    """Draws label maps in the classes' colours, with their names, over the image in grey, by mmseg's own visualizer."""
 
     def __init__(self, metainfo: dict, min_score: float):
         from mmseg.visualization import SegLocalVisualizer
@@ -118,7 +118,8 @@ class SegmentationDrawer:
         enlarged = enlarge_to_min(image)
         labels = enlarge_labels((sample.gt_sem_seg if truth else sample.pred_sem_seg).data.cpu().numpy()[0], enlarged.shape)
         drawn = type(sample)(gt_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
-        self.visualizer.add_datasample('', enlarged, drawn, draw_gt=True, draw_pred=False)
+        grey = np.array(Image.fromarray(enlarged).convert('L').convert('RGB'))  # so that colours tell classes and nothing else
+        self.visualizer.add_datasample('', grey, drawn, draw_gt=True, draw_pred=False)
         return self.visualizer.get_image()
 
 

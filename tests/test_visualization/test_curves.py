@@ -44,8 +44,13 @@ def lines(figure):
     return {axis.get_title(): [line.get_xydata().tolist() for line in axis.lines] for axis in figure.axes if axis.get_visible()}
 
 
-def test_losses_and_metrics_are_plotted_by_default(work_dir):
-    assert lines(plot_curves(dict(run=read_scalars(work_dir)))) == {'loss': [[[10, 2], [20, 1]]], 'accuracy/top1': [[[20, 80]]]}
+def test_losses_and_metrics_that_changed_are_plotted_by_default(work_dir):
+    run = read_scalars(work_dir)
+    assert lines(plot_curves(dict(run=run))) == {'loss': [[[10, 2], [20, 1]]]}
+    run['accuracy/top1'].append((40, 90.0))
+    assert lines(plot_curves(dict(run=run))) == {'loss': [[[10, 2], [20, 1]]], 'accuracy/top1': [[[20, 80], [40, 90]]]}
+    with pytest.raises(DataError, match='there are lr, accuracy'):
+        plot_curves(dict(run=dict(lr=[(1, 0.1), (2, 0.2)], accuracy=[(1, 80.0)])))
 
 
 def test_quantities_can_be_chosen_and_runs_compared(work_dir):

@@ -11,7 +11,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dirs', nargs='+', help='work dirs of training runs; of several runs in one the newest counts')
     parser.add_argument('-o', '--out', default='curves.png', help='the picture to write (default: %(default)s)')
-    parser.add_argument('--keys', nargs='+', default=[], help='quantities to plot (default: all losses and metrics)')
+    parser.add_argument('--keys', nargs='+', default=[], help='quantities to plot (default: losses and metrics logged more than once)')
     parser.add_argument('--names', nargs='+', help='for the legend, one per work dir (default: the work dirs)')
     args = parser.parse_args()
     args.names = args.names or args.work_dirs
