@@ -7,9 +7,8 @@
 _base_ = ['../_base_/datasets/digits_segmentation.py', '../_base_/runtimes/segmentation.py']
 
 # ---- often changed
-max_iters = 500
+max_iters = 900
 lr = 2e-3
-train_dataloader = dict(batch_size=32)
 
 # ---- possibly changed
 norm_cfg = dict(type='BN')
