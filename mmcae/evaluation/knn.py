@@ -8,6 +8,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import TestLoop, autocast
 from mmpretrain.structures import DataSample
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..checkpoints import load_encoder
 from ..registry import LOOPS
@@ -56,19 +57,12 @@ def knn_scores(
         bank: (N, C).
         labels: int64 (N,) in [0, num_classes).
         num_classes: Number of classes K.
-        k: Numbers of neighbours; one result for each.
+        k: Numbers of neighbours, at most N; one result for each.
         temperature: A neighbour of cosine similarity s votes with exp(s / temperature).
 
     Returns:
         For each k (Q, K): shares of the vote, summing to 1.
-
-    Raises:
-        DataError: The bank is smaller than the largest k.
     """
-    if max(k) > len(bank):
-        raise DataError(
-            f'kNN with k={max(k)} needs at least as many images in the bank, which has {len(bank)}: lower k or enlarge the bank'
-        )
     similarity, index = nearest(queries, bank, max(k))
     # Relative to the nearest one, so that no temperature overflows; the shares stay the same.
     weight = ((similarity - similarity[:, :1]) / temperature).exp()
@@ -80,33 +74,37 @@ def knn_scores(
     return scores
 
 
-def check_bank(labels: Tensor | None, bank_classes: Sequence[str] | None, query_classes: Sequence[str] | None) -> int:
-    """The number of classes of a bank, after checking that it can answer.
+def check_bank(bank: Dataset, queries: Dataset, k: Sequence[int]) -> int:
+    """The number of classes that a bank of labelled images and the images to classify have in common.
 
     Args:
-        labels: The bank's labels (N,).
-        bank_classes: Names of the bank's classes, where the data set knows them.
-        query_classes: The same of the images to classify.
+        bank: mmengine's kind of data set, with `gt_label` in the information on each image.
+        queries: The same.
+        k: Numbers of neighbours.
 
     Raises:
-        DataError: No labels, other classes than the queries', or a class without an image.
+        DataError: The bank has fewer images than k, no labels, other classes than the queries, or a class without an image.
     """
-    if labels is None:
-        raise DataError('kNN needs labels, and the images of the bank have none')
-    if bank_classes is None or query_classes is None:
+    if max(k) > len(bank):
+        raise DataError(
+            f'kNN with k={max(k)} needs at least as many images in the bank, which has {len(bank)}: lower k or enlarge the bank'
+        )
+    labels = {bank.get_data_info(i).get('gt_label') for i in range(len(bank))}
+    if None in labels:
+        raise DataError('kNN needs labels, and images of the bank have none')
+    names, others = (dataset.metainfo.get('classes') for dataset in (bank, queries))
+    if names is None or others is None:
         raise DataError('kNN needs data sets that name their classes: give them metainfo=dict(classes=[...])')
-    if list(bank_classes) != list(query_classes):
-        differing = sorted(set(bank_classes) ^ set(query_classes)) or 'the same names in another order'
+    if list(names) != list(others):
+        differing = sorted(set(names) ^ set(others)) or 'the same names in another order'
         raise DataError(
-            f'The bank has {len(bank_classes)} classes and the images to classify {len(query_classes)}; only one side has {differing}: '
-            'both need the same class folders'
+            f'The bank has {len(names)} classes and the images to classify {len(others)}; only one side has {differing}: both need the '
+            'same class folders'
         )
-    empty = sorted(set(range(len(bank_classes))) - set(labels.unique().tolist()))
+    empty = [name for label, name in enumerate(names) if label not in labels]
     if empty:
-        raise DataError(
-            f'The bank has no image of class {bank_classes[empty[0]]!r} ({len(empty)} of {len(bank_classes)} classes are empty)'
-        )
-    return len(bank_classes)
+        raise DataError(f'The bank has no image of {len(empty)} of its {len(names)} classes, the first is {empty[0]!r}')
+    return len(names)
 
 
 @LOOPS.register_module()
@@ -125,6 +123,10 @@ class KNNLoop(TestLoop):
         k: Numbers of neighbours.
         temperature: Smaller values listen to the nearest ones more.
         fp16: Compute the features in mixed precision.
+
+    Raises:
+        ConfigError: k or temperature out of range.
+        DataError: See :func:`check_bank`.
     """
 
     def __init__(
@@ -142,8 +144,7 @@ class KNNLoop(TestLoop):
             raise ConfigError(f'KNNLoop needs k of at least 1 and a temperature above 0, got k={list(k)} and temperature={temperature}')
         self.bank_dataloader = build_dataloader(bank_dataloader)
         self.k, self.temperature = tuple(k), temperature
-        if max(k) > len(self.bank_dataloader.dataset):
-            raise DataError(f'KNNLoop: k={max(k)} is more than the {len(self.bank_dataloader.dataset)} images of the bank')
+        self.num_classes = check_bank(self.bank_dataloader.dataset, self.dataloader.dataset, self.k)
         runner.register_hook(EncoderOfAnyCheckpoint())
 
     def run(self) -> dict:
@@ -152,11 +153,9 @@ class KNNLoop(TestLoop):
         self.runner.call_hook('before_test_epoch')
         with autocast(enabled=self.fp16):
             bank, labels = extract_features(self.runner.model, self.bank_dataloader)
-        classes = (loader.dataset.metainfo.get('classes') for loader in (self.bank_dataloader, self.dataloader))
-        num_classes = check_bank(labels, *classes)
         predictions = {k: [] for k in self.k}
         for features, samples in self.query_batches():
-            for k, scores in knn_scores(features, bank, labels, num_classes, self.k, self.temperature).items():
+            for k, scores in knn_scores(features, bank, labels, self.num_classes, self.k, self.temperature).items():
                 predictions[k] += map(predicted, samples, scores)
         metrics = {}
         for k, samples in predictions.items():

@@ -66,20 +66,33 @@ def test_length_of_features_does_not_matter(problem):
     torch.testing.assert_close(scaled, knn_scores(queries, bank, labels, 7, k=(10,))[10])
 
 
-def test_more_neighbours_than_the_bank_has_is_refused(problem):
-    queries, bank, labels = problem
-    with pytest.raises(DataError, match='k=91 .* has 90'):
-        knn_scores(queries, bank, labels, 7, k=(10, 91))
+def test_more_neighbours_than_the_bank_has_are_refused():
+    with pytest.raises(DataError, match='k=4 .* has 3'):
+        check_bank(Data(['cat'], [0, 0, 0]), Data(['cat']), (1, 4))
 
 
 def test_the_bank_has_to_know_every_class():
-    labels = torch.tensor([0, 2, 2])
-    with pytest.raises(DataError, match="no image of class 'dog'"):
-        check_bank(labels, ['cat', 'dog', 'emu'], ['cat', 'dog', 'emu'])
+    with pytest.raises(DataError, match="no image of 1 of its 3 classes, the first is 'dog'"):
+        check_bank(Data(['cat', 'dog', 'emu'], [0, 2, 2]), Data(['cat', 'dog', 'emu']), (1,))
     with pytest.raises(DataError, match=r"only one side has \['emu'\]"):
-        check_bank(labels, ['cat', 'dog', 'emu'], ['cat', 'dog'])
+        check_bank(Data(['cat', 'dog', 'emu'], [0, 1, 2]), Data(['cat', 'dog']), (1,))
     with pytest.raises(DataError, match='has 2 classes .* another order'):
-        check_bank(labels, ['cat', 'dog'], ['dog', 'cat'])
+        check_bank(Data(['cat', 'dog'], [0, 1]), Data(['dog', 'cat']), (1,))
     with pytest.raises(DataError, match='have none'):
-        check_bank(None, ['cat'], ['cat'])
-    assert check_bank(torch.tensor([1, 0]), ['cat', 'dog'], ('cat', 'dog')) == 2
+        check_bank(Data(['cat'], [0, None]), Data(['cat']), (1,))
+    with pytest.raises(DataError, match='name their classes'):
+        check_bank(Data(None, [0]), Data(['cat']), (1,))
+    assert check_bank(Data(['cat', 'dog'], [1, 0]), Data(('cat', 'dog')), (1, 2)) == 2
+
+
+class Data:
+    """A data set of nothing but labels."""
+
+    def __init__(self, classes, labels=()):
+        self.metainfo, self.labels = dict(classes=classes), labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def get_data_info(self, index):
+        return {} if self.labels[index] is None else dict(gt_label=self.labels[index])

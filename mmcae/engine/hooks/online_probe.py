@@ -38,7 +38,7 @@ class OnlineProbe(Hook):
 
     Raises:
         ConfigError: `interval` is not positive.
-        DataError: See :func:`mmcae.evaluation.knn.check_bank`.
+        DataError: At the start of training, see :func:`mmcae.evaluation.knn.check_bank`.
     """
 
     priority = 'LOW'
@@ -59,8 +59,11 @@ class OnlineProbe(Hook):
         self.seconds = 0.0
 
     def before_train(self, runner):
-        """Read the data sets, so that what is wrong with them shows at once."""
+        """Read and check the data sets, so that what is wrong with them shows at once."""
         self.loaders = {name: build_dataloader(config) for name, config in self.configs.items() if config}
+        if 'queries' in self.loaders:
+            bank, queries = (loader.dataset for loader in self.loaders.values())
+            self.num_classes = check_bank(bank, queries, self.k)
         self.began = time.perf_counter()
 
     def after_train_epoch(self, runner):
@@ -87,9 +90,7 @@ class OnlineProbe(Hook):
         features, labels = extract_features(model, self.loaders['bank'])
         metrics = {'probe/effective_rank': effective_rank(features), 'probe/feature_std': feature_std(features)}
         if 'queries' in self.loaders:
-            names = (loader.dataset.metainfo.get('classes') for loader in self.loaders.values())
-            num_classes = check_bank(labels, *names)
             queries, truth = extract_features(model, self.loaders['queries'])
-            for k, scores in knn_scores(queries, features, labels, num_classes, self.k, self.temperature).items():
+            for k, scores in knn_scores(queries, features, labels, self.num_classes, self.k, self.temperature).items():
                 metrics[f'probe/knn{k}_top1'] = 100 * float((scores.argmax(dim=1) == truth).float().mean())
         return metrics

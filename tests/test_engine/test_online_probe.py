@@ -1,0 +1,120 @@
+"""The online probe in a real pretraining run: what it reports, and that it changes nothing."""
+
+import json
+
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from mmcae.engine import OnlineProbe
+from mmcae.evaluation import effective_rank, feature_std
+from mmcae.evaluation.features import build_dataloader, extract_features
+from mmcae.evaluation.knn import knn_scores
+from mmcae.utils.errors import ConfigError, DataError
+
+LOAD = dict(type='mmcae.LoadImage')
+PACK = dict(type='mmpretrain.PackInputs')
+
+
+@pytest.fixture
+def pretrain(image_folder, tmp_path):
+    """Pretrain a small CAE on pixels for two epochs, with these hooks; returns the runner."""
+    images = image_folder('images', ('a', 'b'), count=4)
+    count = 0
+
+    def run(*hooks):
+        nonlocal count
+        count += 1
+        latent = dict(embed_dims=16, num_heads=2, num_layers=1)
+        view = dict(type='mmcae.TwoViewCrop', size=32, second_size=32)
+        mask = dict(type='mmcae.RandomMaskGenerator', grid=4, ratio=0.5)
+        data = dict(type='mmpretrain.CustomDataset', data_root=str(images), with_label=False, pipeline=[LOAD, view, mask, PACK])
+        runner = Runner(
+            model=dict(
+                type='mmcae.CAE',
+                backbone=dict(
+                    type='mmcae.CAEViT',
+                    arch=dict(embed_dims=16, num_layers=2, num_heads=2),
+                    img_size=32,
+                    patch_size=8,
+                    out_type='avg_featmap',
+                    drop_path_rate=0.3,
+                ),
+                regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=16, **latent),
+                decoder=dict(type='mmcae.CAEDecoder', num_outputs=192, **latent),
+                target_generator=dict(type='mmcae.PixelTargets', patch_size=8),
+                data_preprocessor=dict(
+                    type='mmpretrain.TwoNormDataPreprocessor', mean=[120.0], std=[60.0], second_mean=[0.0], second_std=[255.0]
+                ),
+            ),
+            work_dir=str(tmp_path / f'run{count}'),
+            experiment_name=f'{tmp_path.name}_{count}',
+            train_dataloader=dict(
+                batch_size=4,
+                num_workers=0,
+                sampler=dict(type='DefaultSampler', shuffle=True),
+                collate_fn=dict(type='default_collate'),
+                dataset=data,
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=2),
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+            custom_hooks=list(hooks),
+            visualizer=dict(type='mmpretrain.UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')]),
+            default_scope='mmpretrain',
+            randomness=dict(seed=0),
+            log_level='WARNING',
+        )
+        runner.train()
+        return runner
+
+    return run
+
+
+@pytest.fixture
+def probe(image_folder):
+    def loader(name, with_label=True, count=4):
+        root = image_folder(name, ('a', 'b'), count=count)
+        data = dict(type='mmpretrain.CustomDataset', data_root=str(root), with_label=with_label, pipeline=[LOAD, PACK])
+        return dict(batch_size=3, dataset=data)
+
+    return loader
+
+
+def written(runner):
+    """What the probe wrote, by step."""
+    path = next(iter((runner.visualizer.get_backend('LocalVisBackend')._save_dir,)))
+    lines = [json.loads(line) for line in open(f'{path}/scalars.json')]
+    return {line['step']: line for line in lines if 'probe/effective_rank' in line}
+
+
+def test_reports_collapse_without_labels_and_knn_with_them(pretrain, probe):
+    bank, queries = probe('bank'), probe('queries', count=3)
+    unlabelled = pretrain(dict(type='mmcae.OnlineProbe', dataloader=probe('plain', with_label=False)))
+    assert set(written(unlabelled)) == {1, 2}
+    assert not any('knn' in name for line in written(unlabelled).values() for name in line)
+
+    runner = pretrain(dict(type='mmcae.OnlineProbe', dataloader=bank, query_dataloader=queries, interval=2, k=(3,)))
+    lines = written(runner)
+    assert set(lines) == {2}
+    features, labels = extract_features(runner.model, build_dataloader(bank))
+    assert lines[2]['probe/effective_rank'] == pytest.approx(effective_rank(features), rel=1e-4)
+    assert lines[2]['probe/feature_std'] == pytest.approx(feature_std(features), rel=1e-4)
+    unknown, truth = extract_features(runner.model, build_dataloader(queries))
+    accuracy = (knn_scores(unknown, features, labels, 2, (3,))[3].argmax(1) == truth).float().mean().item()
+    assert lines[2]['probe/knn3_top1'] == pytest.approx(100 * accuracy)
+
+
+def test_training_goes_on_as_without_it(pretrain, probe):
+    hook = dict(type='mmcae.OnlineProbe', dataloader=probe('bank'), interval=1, by_epoch=False)
+    watched, plain = pretrain(hook), pretrain()
+    assert set(written(watched)) == {1, 2, 3, 4}
+    plain = plain.model.state_dict()
+    assert all(torch.equal(value, plain[name]) for name, value in watched.model.state_dict().items())
+
+
+def test_what_is_wrong_with_its_images_shows_before_training(pretrain, probe):
+    hook = dict(type='mmcae.OnlineProbe', dataloader=probe('bank'), query_dataloader=probe('queries'), interval=9, k=(9,))
+    with pytest.raises(DataError, match='k=9 .* has 8'):  # nine epochs never pass
+        pretrain(hook)
+    with pytest.raises(ConfigError, match='interval of at least 1'):
+        OnlineProbe(probe('more'), interval=0)
