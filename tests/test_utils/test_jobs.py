@@ -12,7 +12,20 @@ from dataclasses import replace
 import pytest
 
 from mmcae.utils.errors import DataError
-from mmcae.utils.jobs import Display, Job, JobFailed, JobRunner, duration, finish_time, in_order, locked, ranks, read_eta, shown
+from mmcae.utils.jobs import (
+    Display,
+    Job,
+    JobFailed,
+    JobRunner,
+    duration,
+    finish_time,
+    in_order,
+    interruptible,
+    locked,
+    ranks,
+    read_eta,
+    shown,
+)
 
 
 def script(text):
@@ -171,6 +184,19 @@ def wait_for_text(path, words):
             return path.read_text().split()
         time.sleep(0.1)
     pytest.fail(f'{path} was not written')
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def is_alive(pid):
