@@ -24,27 +24,6 @@ MAX_LANES = 4  # more do not shorten the demo: the longest chain of commands tak
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """One way to judge an encoder: train on it (or not), then test.
-
-    Args:
-        name: Of its folder.
-        title: For people.
-        metrics: Name in the results -> name in metrics.json and what that is divided by.
-        config: In configs/digits.
-        seconds: Guesses for training and for test, on one core. None for the first: nothing is trained.
-        options: Changes of the config.
-    """
-
-    name: str
-    title: str
-    metrics: dict[str, tuple[str, float]]
-    config: str
-    seconds: tuple[float | None, float]
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Pretraining:
     """How an encoder is pretrained, and what the configs that start from it have to know about it."""
 
@@ -53,24 +32,21 @@ class Pretraining:
     options: tuple[str, ...] = ()
 
 
-TOP1 = ('accuracy/top1', 100)
-MAP = {'box_mAP': ('coco/bbox_mAP', 1), 'segm_mAP': ('coco/segm_mAP', 1)}
-FEW = 'train_dataloader.dataset.labels'
-PROTOCOLS = (
-    Protocol('mask_rcnn', 'Mask R-CNN', MAP, 'mask_rcnn_vit-digits.py', (220, 25)),
-    Protocol('upernet', 'UperNet', {'mIoU': ('mIoU', 100)}, 'upernet_vit-digits.py', (130, 15)),
-    Protocol('linear', 'linear probe', {'linear': TOP1}, 'linear_vit-digits.py', (25, 12), (f'{FEW}=2000',)),
-    Protocol('attentive', 'attentive probe', {'attentive': TOP1}, 'attentive_vit-digits.py', (40, 12), (f'{FEW}=2000',)),
-    Protocol('finetune_100', 'fine-tuning, 100 labels', {'finetune_100': TOP1}, 'finetune_vit-digits.py', (30, 12), (f'{FEW}=100',)),
-    Protocol('finetune_500', 'fine-tuning, 500 labels', {'finetune_500': TOP1}, 'finetune_vit-digits.py', (40, 12), (f'{FEW}=500',)),
-    Protocol('knn', 'kNN', {'knn': ('k10/accuracy/top1', 100)}, 'knn_vit-digits.py', (None, 12)),
-)
-TOKENIZER = 'tokenizer_digits.py'
+TOKENIZER = 'digits/tokenizer_digits.py'
+LINEAR = 'digits/linear_vit-digits.py'
 PRETRAININGS = {
-    'cae': Pretraining('cae_vit-digits.py', 200),
-    'cae_no_align': Pretraining('cae_no-align_vit-digits.py', 180),
-    'mae': Pretraining('mae_vit-digits.py', 300, ('model.backbone.layer_scale_init_value=0',)),  # mmpretrain's MAE has no layer scale
+    'cae': Pretraining('digits/cae_vit-digits.py', 200),
+    'cae_no_align': Pretraining('digits/cae_no-align_vit-digits.py', 180),
+    # mmpretrain's MAE has no layer scale.
+    'mae': Pretraining('digits/mae_vit-digits.py', 300, ('model.backbone.layer_scale_init_value=0',)),
 }
+# Beyond the protocols of classification: name in the results -> name in metrics.json, and what the figure is divided by.
+DENSE = {
+    'mask_rcnn': {'box_mAP': ('coco/bbox_mAP', 1), 'segm_mAP': ('coco/segm_mAP', 1)},
+    'upernet': {'mIoU': ('mIoU', 100)},
+}
+TEST_SECONDS = {'mask_rcnn': 25, 'upernet': 15}  # the others take
+SHORT_TEST = 10
 
 
 def parse_args():
@@ -140,9 +116,10 @@ def collect(out, encoders, seeds):
     figures = {}
     for seed in range(seeds):
         for encoder in encoders:
-            for protocol in PROTOCOLS:
+            for protocol in protocols():
                 metrics = json.loads((out / f'seed{seed}/{encoder}/{protocol.name}/test/metrics.json').read_text())
-                for name, (key, scale) in protocol.metrics.items():
+                names = DENSE.get(protocol.name, {protocol.name: (protocol.metric, 100)})
+                for name, (key, scale) in names.items():
                     figures.setdefault((encoder, name), []).append(metrics[key] / scale)
     return figures
 
@@ -164,6 +141,19 @@ def plan(out, encoders, seeds):
     return jobs + drawings(out, encoders)
 
 
+@functools.cache
+def protocols():
+    """How encoders are judged: detection, segmentation, and the part of tools/benchmarks/evaluate_encoder.py that the results show."""
+    from mmcae.evaluation.protocols import DIGITS, Protocol
+    from mmcae.visualization.results import PROTOCOLS
+
+    return [
+        Protocol('mask_rcnn', 'Mask R-CNN', 'digits/mask_rcnn_vit-digits.py', seconds=220),
+        Protocol('upernet', 'UperNet', 'digits/upernet_vit-digits.py', seconds=130),
+        *(protocol for protocol in DIGITS if protocol.name in PROTOCOLS),
+    ]
+
+
 def judge(out, encoder, seed, suffix):
     """Pretrain an encoder, then train and test on it by every protocol."""
     folder, seeded = f'seed{seed}/{encoder}', (f'randomness.seed={seed}',)
@@ -175,18 +165,19 @@ def judge(out, encoder, seed, suffix):
             needs, options = ('data', 'tokenizer'), (*seeded, f'model.target_generator.checkpoint={tokenizer}')
         jobs.append(training(out, name, f'{encoder}: pretraining{suffix}', pretraining.seconds, needs, pretraining.config, options))
         source = checkpoint_of(out, name, pretraining.config)
-    for protocol in PROTOCOLS:
+    for protocol in protocols():
         name, title = f'{folder}/{protocol.name}', f'{encoder}: {protocol.title}{suffix}'
         needs = (f'{folder}/pretrain',) if pretraining else ('data',)
         options, checkpoint = pretraining.options if pretraining else (), source
-        if protocol.seconds[0]:
+        if protocol.seconds:
             changes = (*seeded, *start_from(source, protocol.config), *options, *protocol.options)
-            jobs.append(training(out, f'{name}/train', title, protocol.seconds[0], needs, protocol.config, changes))
+            jobs.append(training(out, f'{name}/train', title, protocol.seconds, needs, protocol.config, changes))
             needs, checkpoint = (f'{name}/train',), checkpoint_of(out, f'{name}/train', protocol.config)
         elif not pretraining:
             # The linear probe leaves its encoder as it is, here random: its checkpoint holds one.
-            needs, checkpoint = (f'{folder}/linear/train',), checkpoint_of(out, f'{folder}/linear/train', 'linear_vit-digits.py')
-        jobs.append(testing(out, f'{name}/test', f'{title}, test', protocol.seconds[1], needs, protocol.config, checkpoint, options))
+            needs, checkpoint = (f'{folder}/linear/train',), checkpoint_of(out, f'{folder}/linear/train', LINEAR)
+        seconds = TEST_SECONDS.get(protocol.name, SHORT_TEST)
+        jobs.append(testing(out, f'{name}/test', f'{title}: test', seconds, needs, protocol.config, checkpoint, options))
     return jobs
 
 
@@ -229,7 +220,7 @@ def drawings(out, encoders):
     cae, config = 'seed0/cae/pretrain', PRETRAININGS['cae'].config
     checkpoint = checkpoint_of(out, cae, config)
     # mmengine leaves the config, with all changes, in the work dir.
-    model = (out / cae / config, checkpoint)
+    model = (out / cae / Path(config).name, checkpoint)
     reconstruct, large = 'visualization/reconstruct.py', ('--img-size', 96, 96)
     pretrained = [f'seed0/{encoder}/pretrain' for encoder in encoders if encoder in PRETRAININGS]
     jobs = [
@@ -239,7 +230,7 @@ def drawings(out, encoders):
         plot('pretrain', 'pretraining curves', pretrained),
     ]
     for kind, title in (('mask_rcnn', 'detections'), ('upernet', 'segmentations')):
-        config, names = f'{kind}_vit-digits.py', [f'seed0/{encoder}/{kind}/train' for encoder in encoders]
+        config, names = f'digits/{kind}_vit-digits.py', [f'seed0/{encoder}/{kind}/train' for encoder in encoders]
         checkpoints = [checkpoint_of(out, name, config) for name in names]
         titles = [f'from {ENCODERS[encoder]}' for encoder in encoders]
         predictions = 'visualization/predictions.py'
@@ -257,7 +248,7 @@ def make_job(name, title, seconds, needs, tool, *arguments, content='', outputs=
 
 
 def config_path(name):
-    return ROOT / 'configs' / 'digits' / name
+    return ROOT / 'configs' / name
 
 
 @functools.cache
@@ -274,10 +265,9 @@ def content(config):
 
 def checkpoint_of(out, name, config):
     """The file that training by a config leaves at its end."""
-    cfg = read(config)
-    by_epoch = 'max_epochs' in cfg.train_cfg
-    pattern = cfg.get('default_hooks', {}).get('checkpoint', {}).get('filename_tmpl', 'epoch_{}.pth' if by_epoch else 'iter_{}.pth')
-    return str(out / name / pattern.format(cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters))
+    from mmcae.utils.config import last_checkpoint
+
+    return str(out / name / last_checkpoint(read(config)))
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checkpoints import encoder_of, load_encoder, load_state, to_mmcae, write_state_dict
 from ..registry import MODELS
-from ..utils.config import load_config
+from ..utils.config import last_checkpoint, load_config
 from ..utils.errors import CheckpointError, ConfigError, nearest
 from ..utils.jobs import Job
 
@@ -185,7 +185,7 @@ def plan(
             starting = (f'model.backbone.init_cfg.checkpoint={checkpoint}', *changes)
             command = (*tool(root, 'train', processes, config), '--work-dir', str(work_dir), '--cfg-options', *starting)
             jobs.append(Job(f'{protocol.name}/train', protocol.title, command, (), protocol.seconds, content))
-            trained, needs = str(last_checkpoint(config, work_dir, changes)), (f'{protocol.name}/train',)
+            trained, needs = str(work_dir / last_checkpoint(load_config(config, changes))), (f'{protocol.name}/train',)
         testing = ('--cfg-options', *changes) if changes else ()
         command = (*tool(root, 'test', processes, config, trained), '--work-dir', str(out / protocol.name / 'test'), *testing)
         jobs.append(Job(f'{protocol.name}/test', f'{protocol.title}: test', command, needs, 10, content))
@@ -197,12 +197,6 @@ def tool(root: Path, name: str, processes: int, *arguments) -> tuple[str, ...]:
     if processes == 1:
         return ('python', str(root / f'tools/{name}.py'), *map(str, arguments))
     return ('bash', str(root / f'tools/dist_{name}.sh'), *map(str, arguments), str(processes))
-
-
-def last_checkpoint(config: Path, work_dir: Path, options: Sequence[str]) -> Path:
-    """The file that training by a config leaves at its end."""
-    train_cfg = load_config(config, options).train_cfg
-    return work_dir / (f'iter_{train_cfg.max_iters}.pth' if 'max_iters' in train_cfg else f'epoch_{train_cfg.max_epochs}.pth')
 
 
 def read_figures(out: Path, protocols: Sequence[Protocol]) -> dict[str, dict[str, float]]:

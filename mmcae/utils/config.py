@@ -261,3 +261,17 @@ def set_work_dir(cfg, path, config):
         probe.unlink(missing_ok=True)  # another process may have been faster
     except OSError as error:
         raise ConfigError(f'Cannot write results to {cfg.work_dir}: {error.strerror}. Name another folder with --work-dir') from error
+
+
+def last_checkpoint(cfg):
+    """The name of the file that training by a config leaves at its end.
+
+    Args:
+        cfg (Config): Of a training.
+
+    Returns:
+        str: Such as 'iter_1600.pth'.
+    """
+    by_epoch = 'max_epochs' in cfg.train_cfg
+    pattern = cfg.get('default_hooks', {}).get('checkpoint', {}).get('filename_tmpl', 'epoch_{}.pth' if by_epoch else 'iter_{}.pth')
+    return pattern.format(cfg.train_cfg.max_epochs if by_epoch else cfg.train_cfg.max_iters)

@@ -8,7 +8,7 @@ import pytest
 from mmengine.config import Config
 
 from mmcae import compat
-from mmcae.utils.config import complete_dataloaders, load_config, parse_options, set_work_dir
+from mmcae.utils.config import complete_dataloaders, last_checkpoint, load_config, parse_options, set_work_dir
 from mmcae.utils.errors import ConfigError, DependencyError
 
 CONFIG = """
@@ -162,3 +162,16 @@ def test_json_and_yaml_configs(tmp_path):
 def test_options_may_be_absent(config):
     assert parse_options(Namespace(options=None).options) == {}
     assert load_config(config).randomness.seed == 0
+
+
+@pytest.mark.parametrize(
+    'settings, name',
+    [
+        (dict(train_cfg=dict(max_iters=7)), 'iter_7.pth'),
+        (dict(train_cfg=dict(by_epoch=True, max_epochs=3)), 'epoch_3.pth'),
+        (dict(train_cfg=dict(max_iters=7), default_hooks=dict(checkpoint=dict(filename_tmpl='tokenizer.pth'))), 'tokenizer.pth'),
+        (dict(train_cfg=dict(max_iters=7), default_hooks=dict(checkpoint=dict(filename_tmpl='step-{}.pth'))), 'step-7.pth'),
+    ],
+)
+def test_the_last_checkpoint_has_the_name_that_training_gives_it(settings, name):
+    assert last_checkpoint(Config(settings)) == name
