@@ -74,6 +74,7 @@ class Environment:
         self.python = path / 'bin' / 'python'
         self.record = path / 'mmcae-build.json'
         self.log = path / 'mmcae-build.log'
+        self.lock_file = path / 'mmcae-build.lock'
         self.lock = None
 
     @property
@@ -95,10 +96,10 @@ class Environment:
 
     def build(self):
         """Go through the steps that are not done yet."""
-        if self.path.exists() and not self.record.exists() and any(self.path.iterdir()):
+        if self.path.exists() and not self.record.exists() and set(self.path.iterdir()) - {self.lock_file}:
             sys.exit(f'{self.path} exists, and this tool did not make it. Move it away, or name another place: make test VENV=.venv-mmcae')
         self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path.parent / f'{self.path.name}.lock', 'w') as self.lock:
+        with open(self.lock_file, 'w') as self.lock:
             try:
                 fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -1,5 +1,6 @@
 """tools/build_env.py, as far as it can be tested without installing anything: a stand-in for pip writes down what it is asked for."""
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -198,9 +199,7 @@ def test_killed_build_goes_on(build_env, environment, repository, tmp_path, kill
 def test_second_build_waits_for_the_first(environment, build_env, tmp_path, repository):
     code = DRIVER.format(tool=str(repository / 'tools' / 'build_env.py'), stand_in=STAND_IN, venv=str(environment.path))
     environment.path.mkdir()
-    import fcntl
-
-    with open(tmp_path / 'venv.lock', 'w') as lock:
+    with open(environment.lock_file, 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         process = subprocess.Popen([sys.executable, '-uc', code], stdout=subprocess.PIPE, text=True)
         assert 'Another build' in process.stdout.readline()
