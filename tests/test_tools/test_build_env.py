@@ -179,9 +179,11 @@ def test_killed_build_goes_on(build_env, environment, repository, tmp_path, kill
     """Killed while pip is busy; the record stays readable, and the next run repeats the step and finishes."""
     code = DRIVER.format(tool=str(repository / 'tools' / 'build_env.py'), stand_in=STAND_IN, venv=str(environment.path))
     variables = dict(os.environ, HANG='install -c')
-    process = subprocess.Popen([sys.executable, '-c', code], env=variables, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, '-c', code], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while 'Collecting something' not in process.stdout.readline():  # pip has begun with torch
+        pass
     hanging = tmp_path / 'calls.hanging'
-    while not (hanging.exists() and hanging.read_text()):  # pip has begun with torch
+    while not (hanging.exists() and hanging.read_text()):
         time.sleep(0.02)
     process.send_signal(kill)
     _, errors = process.communicate(timeout=60)
