@@ -70,10 +70,10 @@ def test_attention(pretrained, image_folder, run_tool, tmp_path):
 
 
 def test_plot_curves(run_tool, tmp_path):
-    for run in 'ab':
+    for number, run in enumerate('ab', 1):  # one line must not hide the other
         log = tmp_path / run / '20260101_000000' / 'vis_data' / 'scalars.json'
         log.parent.mkdir(parents=True)
-        log.write_text(''.join(json.dumps(dict(loss=1 / step, lr=0.1, step=step)) + '\n' for step in (1, 2, 3)))
+        log.write_text(''.join(json.dumps(dict(loss=number / step, lr=0.1 * number, step=step)) + '\n' for step in (1, 2, 3)))
     out = tmp_path / 'curves.png'
     tool = 'tools/analysis_tools/plot_curves.py'
     code, output = run_tool(tool, tmp_path / 'a', tmp_path / 'b', '-o', out, '--keys', 'loss', 'lr')
