@@ -1,5 +1,6 @@
 """The detection recipes against the numbers of the paper's protocol: settings, parameter groups, learning rates, pipelines."""
 
+import re
 from pathlib import Path
 
 import mmdet
@@ -188,3 +189,19 @@ def test_digits_share_the_structure(recipe):
         assert ours[part].type == real[part].type
     assert [step.type for step in ours.neck] == [step.type for step in real.neck]
     assert ours.roi_head.mask_head.type == real.roi_head.mask_head.type and 'init_cfg' not in ours.backbone
+
+
+def test_example_for_own_data(repository, tmp_path):
+    """The config in docs/detection.md for data of one's own."""
+    code = re.search(r'```python\n(.*?)```', (repository / 'docs/detection.md').read_text(), re.DOTALL)[1]
+    path = tmp_path / 'pets.py'
+    path.write_text(code.replace("'configs/", f"'{repository}/configs/"))
+    cfg = load_config(path)
+    real = load_config(repository / 'configs' / f'{BASE}.py')
+    for loader, name in (('train_dataloader', 'train'), ('val_dataloader', 'val'), ('test_dataloader', 'val')):
+        dataset = cfg[loader].dataset
+        assert (dataset.data_root, dataset.ann_file, dataset.data_prefix) == ('data/pets/', f'{name}.json', dict(img='images/'))
+        assert dataset.metainfo.classes == ('cat', 'dog') and dataset.pipeline == real[loader].dataset.pipeline
+    assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == 'data/pets/val.json'
+    assert cfg.model.roi_head.bbox_head.num_classes == cfg.model.roi_head.mask_head.num_classes == 2
+    assert cfg.model.backbone == real.model.backbone and cfg.optim_wrapper == real.optim_wrapper
