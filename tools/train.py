@@ -41,11 +41,13 @@ def main():
 def train(args):
     from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
-    from mmcae.utils.runner import build_runner, refuse_other_models
+    from mmcae.utils.runner import build_runner, refuse_other_models, require_checkpoint
 
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     apply_arguments(cfg, args)
+    if cfg.get('load_from'):
+        require_checkpoint(cfg.load_from)
     check_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, args.launcher)
     if cfg.get('resume'):
@@ -86,15 +88,12 @@ def resume(cfg, checkpoint):
 
     from mmengine.runner import find_latest_checkpoint
 
-    from mmcae.utils.runner import require_checkpoint
-
     if checkpoint == 'auto':
         recorded = Path(cfg.work_dir) / 'last_checkpoint'
         if not recorded.exists():
             print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)
             return
         checkpoint = find_latest_checkpoint(cfg.work_dir)
-    require_checkpoint(checkpoint)
     cfg.resume, cfg.load_from = True, checkpoint
 
 

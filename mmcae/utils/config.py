@@ -198,9 +198,13 @@ def check_config(cfg):
         cfg (Config): A whole config.
 
     Raises:
-        ConfigError: No model, an unknown scope, a batch size or a number of workers that cannot be.
+        ConfigError: No model, a misspelt name, an unknown scope, a batch size or a number of workers that cannot be.
         DependencyError: The library of its scope is missing.
     """
+    for name in set(cfg) - TOP_LEVEL:
+        slips = difflib.get_close_matches(name, TOP_LEVEL - set(cfg), n=1, cutoff=0.92)
+        if slips:
+            raise ConfigError(f'{cfg.filename} sets {name!r}, which nothing reads; did you mean {slips[0]!r}?')
     if 'model' not in cfg:
         raise ConfigError(f'{cfg.filename} has no `model`: is it a part that other configs build on (configs/_base_)?')
     scope = cfg.get('default_scope', 'mmengine')

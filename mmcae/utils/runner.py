@@ -31,6 +31,10 @@ def build_runner(cfg, launcher='none'):
         raise ConfigError(
             f'--launcher {launcher}, but {variable} is not in the environment: start by tools/dist_train.sh or tools/slurm_train.sh'
         )
+    if launcher == 'mpi':
+        if 'MASTER_ADDR' not in os.environ:
+            raise ConfigError('--launcher mpi needs MASTER_ADDR in the environment: the address of the machine of rank 0')
+        os.environ.setdefault('LOCAL_RANK', os.environ[variable])  # which mmengine reads, but sets for the other launchers only
     cfg.launcher = launcher
     if launcher != 'none' and not compat.has_accelerator():
         distribute_over_cpus(cfg)

@@ -180,8 +180,7 @@ def test_killed_build_goes_on(build_env, environment, repository, tmp_path, kill
     code = DRIVER.format(tool=str(repository / 'tools' / 'build_env.py'), stand_in=STAND_IN, venv=str(environment.path))
     variables = dict(os.environ, HANG='install -c')
     process = subprocess.Popen([sys.executable, '-c', code], env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while 'Collecting something' not in process.stdout.readline():  # pip has begun with torch
-        pass
+    assert any('Collecting something' in line for line in process.stdout)  # pip has begun with torch
     hanging = tmp_path / 'calls.hanging'
     while not (hanging.exists() and hanging.read_text()):
         time.sleep(0.02)

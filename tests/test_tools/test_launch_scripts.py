@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 
 import pytest
 import torch
@@ -54,6 +55,18 @@ def test_slurm(classification_config, run_tool, tmp_path):
         assert f'srun option: {option}\n' in output
     assert '--gres' not in output
     assert (folder / 'epoch_2.pth').exists() and '(1 process x 4 images' in output
+
+
+@pytest.mark.skipif(has_accelerator(), reason='over gloo')
+def test_mpi(classification_config, run_tool, tmp_path):
+    """As the only process of an mpirun, with what it puts into the environment."""
+    ranks = {f'OMPI_COMM_WORLD_{name}': value for name, value in (('SIZE', '1'), ('RANK', '0'), ('LOCAL_RANK', '0'))}
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    arguments = (classification_config, '--work-dir', tmp_path / 'run', '--launcher', 'mpi')
+    code, output = run_tool('tools/train.py', *arguments, env=dict(ranks, MASTER_ADDR='127.0.0.1', MASTER_PORT=port))
+    assert code == 0 and '(1 process x 4 images' in output, output
 
 
 @pytest.mark.parametrize('script', ['dist_train', 'dist_test', 'slurm_train', 'slurm_test'])

@@ -152,6 +152,7 @@ def call_tool(repository, monkeypatch, capsys):
     [
         ('train', ['{config}x'], 'There is no config'),
         ('train', ['{config}', '--resume', '{folder}/absent.pth'], 'There is no checkpoint'),
+        ('train', ['{config}', '--cfg-options', 'load_from={folder}/absent.pth'], 'There is no checkpoint'),
         ('train', ['{config}', '--work-dir', '{config}/run'], 'Cannot write results to'),
         ('train', ['{config}', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr.base_batch_size=0'], '--auto-scale-lr needs'),
         ('train', ['{config}', '--amp', '--cfg-options', 'optim_wrapper.type=Strange'], 'decides about precision itself'),

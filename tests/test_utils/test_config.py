@@ -107,6 +107,7 @@ def test_absent_config_is_named_with_the_nearest(config):
         ('model = undefined', "NameError: name 'undefined' is not defined"),
         ("_base_ = 'absent.py'", 'absent.py'),
         ('x = 1', 'has no `model`'),
+        ("model = dict(type='X')\nparam_schedulers = []", "sets 'param_schedulers', which nothing reads; did you mean 'param_scheduler'?"),
     ],
 )
 def test_broken_config_is_named(tmp_path, text, message):

@@ -1,0 +1,34 @@
+"""What continuous integration runs is `make test`, and it fails when the tests fail."""
+
+import os
+import subprocess
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ('printed', 'code', 'closing', 'expected'),
+    [
+        ('== 12 passed, 1 skipped in 3.45s ==', 0, '== 12 passed, 1 skipped in 3.45s ==', 0),
+        ('== 1 failed, 11 passed in 3.45s (0:00:03) ==', 2, '== 1 failed, 11 passed in 3.45s (0:00:03) ==', 2),
+        ('ruff: 3 errors', 2, 'The tests did not run.', 1),
+        ('nothing at all', 0, 'The tests did not run.', 1),
+    ],
+)
+def test_run(repository, tmp_path, printed, code, closing, expected):
+    make = tmp_path / 'make'
+    make.write_text(f'#!/bin/sh\necho "called with: $*"\necho "{printed}"\necho "make: the end"\nexit {code}\n')
+    make.chmod(0o755)
+    environment = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}')
+    done = subprocess.run([repository / '.ci' / 'run'], env=environment, capture_output=True, text=True, timeout=60)
+    lines = done.stdout.splitlines()
+    assert lines[0] == 'called with: test' and lines[-1] == closing
+    assert done.returncode == expected
+
+
+def test_make_test_lints_and_runs_everything(repository):
+    """`make -n` prints what would be run."""
+    done = subprocess.run(['make', '-n', 'test'], cwd=repository, capture_output=True, text=True, timeout=60)
+    for command in ('tools/build_env.py', 'ruff check .', 'ruff format --check .', '-m pytest -n'):
+        assert command in done.stdout, done.stdout
+    assert 'tests/' not in done.stdout  # no choice among the tests
