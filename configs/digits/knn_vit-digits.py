@@ -12,7 +12,7 @@ model = dict(
         img_size=32,
         patch_size=8,
         out_type='avg_featmap',
-        frozen_stages=4,
+        frozen_stages=-1,  # nothing is trained; several processes refuse a model without trainable weights
         init_cfg=None,
     ),
     neck=None,

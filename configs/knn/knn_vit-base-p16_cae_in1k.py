@@ -10,7 +10,7 @@ _base_ = [
 
 # ---- often changed: the feature, 'cls_token' or 'avg_featmap'; how many labelled images make up the bank; the numbers of neighbours
 model = dict(
-    backbone=dict(out_type='cls_token', init_cfg=None),
+    backbone=dict(out_type='cls_token', frozen_stages=-1, init_cfg=None),
     neck=None,
     head=None,
 )

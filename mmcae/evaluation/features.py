@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from mmengine.dist import all_gather, get_world_size
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import Runner, autocast
 from mmpretrain.models import ImageClassifier, SelfSupDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -32,15 +32,16 @@ def build_dataloader(config: dict) -> DataLoader:
 
 
 @torch.no_grad()
-def encode_batches(model: nn.Module, dataloader: DataLoader) -> Iterator[tuple[Tensor, list]]:
+def encode_batches(model: nn.Module, dataloader: DataLoader, fp16: bool = False) -> Iterator[tuple[Tensor, dict]]:
     """The encoder's last output for each batch, in eval mode and without gradient. The model's mode is restored at the end.
 
     Args:
         model: A classifier or a self-supervised model of mmpretrain's kind.
         dataloader: Batches of one view per image, packed by mmpretrain's PackInputs.
+        fp16: Let the encoder compute in mixed precision.
 
     Yields:
-        The output as the encoder gives it, on the model's device, and the batch's data samples.
+        The output as the encoder gives it, on the model's device, and the batch it is made of.
     """
     model = unwrapped(model)
     preprocess = type(model.data_preprocessor).forward
@@ -52,19 +53,21 @@ def encode_batches(model: nn.Module, dataloader: DataLoader) -> Iterator[tuple[T
     model.eval()
     try:
         for batch in dataloader:
-            batch = preprocess(model.data_preprocessor, dict(inputs=batch['inputs'], data_samples=batch['data_samples']), False)
-            outputs = model.extract_feat(batch['inputs'], **stage)
-            yield outputs[-1] if isinstance(outputs, (tuple, list)) else outputs, batch['data_samples']
+            data = preprocess(model.data_preprocessor, dict(inputs=batch['inputs'], data_samples=batch['data_samples']), False)
+            with autocast(enabled=fp16):
+                outputs = model.extract_feat(data['inputs'], **stage)
+            yield outputs[-1] if isinstance(outputs, (tuple, list)) else outputs, batch
     finally:
         model.train(was_training)
 
 
-def extract_features(model: nn.Module, dataloader: DataLoader) -> tuple[Tensor, Tensor | None]:
+def extract_features(model: nn.Module, dataloader: DataLoader, fp16: bool = False) -> tuple[Tensor, Tensor | None]:
     """One feature vector per image of a data set, the same on all processes.
 
     Args:
         model: See :func:`encode_batches`. Outputs (B, C) are taken as they are, tokens (B, n, C) and maps (B, C, h, w) are averaged.
         dataloader: See :func:`build_dataloader`.
+        fp16: Let the encoder compute in mixed precision.
 
     Returns:
         float32 (N, C) and int64 labels (N,) in the order of the data set, on the model's device. None where the images have no labels.
@@ -73,13 +76,14 @@ def extract_features(model: nn.Module, dataloader: DataLoader) -> tuple[Tensor, 
         DataError: There are no images.
     """
     features, labels = [], []
-    for outputs, samples in encode_batches(model, dataloader):
+    for outputs, batch in encode_batches(model, dataloader, fp16):
         features.append(average(outputs).float())
-        labels += [sample.gt_label for sample in samples if 'gt_label' in sample]
+        labels += [sample.gt_label for sample in batch['data_samples'] if 'gt_label' in sample]
     if not features:
         raise DataError('There are no images to compute features of')
-    features = in_order(torch.cat(features), len(dataloader.dataset))
-    return features, in_order(torch.cat(labels), len(dataloader.dataset)).to(features.device) if labels else None
+    length = len(dataloader.dataset)
+    features = in_order(torch.cat(features), length)
+    return features, in_order(torch.cat(labels).to(features.device), length) if labels else None
 
 
 def average(outputs: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class FrozenFeatureTrainLoop(IterBasedTrainLoop):
         features, samples = [], []
         for outputs, batch in encode_batches(self.runner.model, ordered):
             features.append(outputs.cpu())
-            samples += batch
+            samples += batch['data_samples']
         dataset = FeatureDataset(torch.cat(features), samples, dataloader.dataset)
         self.runner.logger.info(f'Features of {len(dataset)} images are kept in {dataset.features.nbytes / 2**20:.1f} MiB')
         return DataLoader(dataset, batch_sampler=dataloader.batch_sampler, collate_fn=dataloader.collate_fn)

@@ -1,11 +1,11 @@
 """The k-nearest-neighbour probe: how well an encoder's features tell classes apart without any training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from mmengine.hooks import Hook
-from mmengine.runner import TestLoop, autocast
+from mmengine.runner import TestLoop
 from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -151,12 +151,16 @@ class KNNLoop(TestLoop):
         """Fill the bank, classify, and return the metrics."""
         self.runner.call_hook('before_test')
         self.runner.call_hook('before_test_epoch')
-        with autocast(enabled=self.fp16):
-            bank, labels = extract_features(self.runner.model, self.bank_dataloader)
+        bank, labels = extract_features(self.runner.model, self.bank_dataloader, self.fp16)
         predictions = {k: [] for k in self.k}
-        for features, samples in self.query_batches():
-            for k, scores in knn_scores(features, bank, labels, self.num_classes, self.k, self.temperature).items():
-                predictions[k] += map(predicted, samples, scores)
+        batches = encode_batches(self.runner.model, self.dataloader, self.fp16)
+        for index, (outputs, batch) in enumerate(batches):
+            self.runner.call_hook('before_test_iter', batch_idx=index, data_batch=batch)
+            scores = knn_scores(average(outputs), bank, labels, self.num_classes, self.k, self.temperature)
+            samples = {k: list(map(predicted, batch['data_samples'], scores[k])) for k in self.k}
+            for k in self.k:
+                predictions[k] += samples[k]
+            self.runner.call_hook('after_test_iter', batch_idx=index, data_batch=batch, outputs=samples[self.k[0]])
         metrics = {}
         for k, samples in predictions.items():
             self.evaluator.process(samples)
@@ -165,14 +169,6 @@ class KNNLoop(TestLoop):
         self.runner.call_hook('after_test_epoch', metrics=metrics)
         self.runner.call_hook('after_test')
         return metrics
-
-    def query_batches(self) -> Iterator[tuple[Tensor, list[DataSample]]]:
-        """Features (B, C) and data samples of the images to classify, with the calls that logging hooks expect."""
-        with autocast(enabled=self.fp16):
-            for index, (outputs, samples) in enumerate(encode_batches(self.runner.model, self.dataloader)):
-                self.runner.call_hook('before_test_iter', batch_idx=index, data_batch=None)
-                yield average(outputs), samples
-                self.runner.call_hook('after_test_iter', batch_idx=index, data_batch=None, outputs=samples)
 
 
 def predicted(sample: DataSample, scores: Tensor) -> DataSample:

@@ -47,7 +47,7 @@ def test_widths_and_frozen_blocks_fit_the_encoder(load, name):
     model = load(name).model
     width, depth, heads = SIZES[model.backbone.arch]
     frozen = model.backbone.get('frozen_stages', -1)
-    assert frozen == (-1 if 'finetune' in name else depth)
+    assert frozen == (depth if 'probe' in name else -1)
     assert (model.get('neck') or {}).get('input_features', width) == width
     head = model.get('head') or {}
     assert head.get('in_channels', width) == width and head.get('num_heads', heads) == heads

@@ -74,3 +74,10 @@ def test_mixing_images_is_refused(make_runner, options):
     runner = make_runner('linear', [*options('linear'), 'model.train_cfg.augments.type=Mixup', 'model.train_cfg.augments.alpha=0.8'])
     with pytest.raises(ConfigError, match='cannot mix images'):
         runner.train()
+
+
+def test_several_processes_are_refused(make_runner, options, monkeypatch):
+    runner = make_runner('linear', options('linear'))
+    monkeypatch.setattr('mmcae.evaluation.frozen_features.get_world_size', lambda: 2)
+    with pytest.raises(ConfigError, match='works in one process'):
+        runner.train()

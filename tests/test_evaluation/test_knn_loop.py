@@ -1,11 +1,13 @@
 """The kNN loop in a real runner: what it computes from which checkpoints, and what it refuses."""
 
+import json
 import shutil
 
 import pytest
 import torch
 
 from mmcae.apis import load_encoder
+from mmcae.compat import has_accelerator
 from mmcae.evaluation.features import extract_features
 from mmcae.evaluation.knn import knn_scores
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError
@@ -64,3 +66,36 @@ def test_a_class_that_one_side_lacks_is_refused(test_knn, checkpoint, digits):
     shutil.rmtree(digits / 'test' / '4')
     with pytest.raises(DataError, match=r"bank has 10 classes and the images to classify 9; only one side has \['4'\]"):
         test_knn(checkpoint())
+
+
+def test_mixed_precision_is_for_the_encoder_alone(test_knn, checkpoint, monkeypatch):
+    precisions = []
+    original = torch.nn.functional.normalize
+    monkeypatch.setattr(
+        'mmcae.evaluation.knn.F.normalize',
+        lambda x, dim: precisions.append((x.dtype, torch.is_autocast_enabled('cpu'))) or original(x, dim=dim),
+    )
+    runner, _ = test_knn(checkpoint(), 'test_cfg.fp16=True')
+    assert set(precisions) == {(torch.float32, False)}
+    half, _ = extract_features(runner.model, runner.test_loop.bank_dataloader, fp16=True)
+    full, _ = extract_features(runner.model, runner.test_loop.bank_dataloader)
+    assert not torch.equal(half, full)
+    torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
+
+
+def test_predictions_can_be_drawn(test_knn, checkpoint, tmp_path):
+    pictures = tmp_path / 'pictures'
+    draw = [f'default_hooks.visualization.{setting}' for setting in ('enable=True', 'interval=1', f'out_dir={pictures}')]
+    test_knn(checkpoint(), *draw)
+    assert len(list(pictures.iterdir())) == 2  # named by the files, of which every class has the same two
+
+
+@pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
+def test_two_processes_find_what_one_finds(test_knn, checkpoint, options, run_tool, tmp_path):
+    fewer = 'test_cfg.bank_dataloader.dataset.labels=39'  # an odd number: one process gets a copy
+    _, metrics = test_knn(checkpoint(), fewer)
+    config = 'configs/digits/knn_vit-digits.py'
+    changes = ('--cfg-options', *options('knn'), fewer)
+    code, output = run_tool('tools/dist_test.sh', config, checkpoint(), 2, '--work-dir', tmp_path / 'two', *changes)
+    assert code == 0, output
+    assert json.loads((tmp_path / 'two/metrics.json').read_text()) == pytest.approx(metrics)

@@ -24,7 +24,7 @@ def parse_args():
     parser.add_argument('--protocols', nargs='+', metavar='NAME', help='only these (default: all of the family)')
     parser.add_argument('--out', type=Path, help='where results go (default: work_dirs/evaluation/NAME_OF_THE_CHECKPOINT)')
     parser.add_argument('--seed', type=int, default=0, help='of training, and of random weights (default: %(default)s)')
-    parser.add_argument('--lanes', type=int, default=1, help='commands at a time, one thread each if more than one (default: %(default)s)')
+    parser.add_argument('--lanes', type=int, default=1, help='commands at a time (default: %(default)s)')
     parser.add_argument('--gpus', type=int, default=1, help='processes of each command, one for each GPU (default: %(default)s)')
     parser.add_argument(
         '--cfg-options',
@@ -62,8 +62,10 @@ def evaluate(args):
     checkpoint, needed = core.prepare_encoder(args.checkpoint, ROOT / 'configs' / protocols[0].config, args.out, args.seed)
     options = {name: (f'randomness.seed={args.seed}', *needed, *changes) for name, changes in options.items()}
     jobs = core.plan(Path(os.path.relpath(ROOT)), args.out, checkpoint, protocols, options, args.gpus)
+    # On models as small as those of the digits the threads of a command only wait for each other, and so do those of several commands.
+    threads = dict(OMP_NUM_THREADS='1') if args.lanes > 1 or args.config_family == 'digits' else {}
     try:
-        JobRunner(jobs, args.out, args.lanes, env=dict(OMP_NUM_THREADS='1') if args.lanes > 1 else None).run()
+        JobRunner(jobs, args.out, args.lanes, env=threads).run()
     except JobFailed as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
