@@ -317,3 +317,13 @@ def has_accelerator():
     from mmengine.device import get_device
 
     return get_device() != 'cpu'
+
+
+def has_fast_bfloat16():
+    """Whether this CPU has instructions for bfloat16, by what torch tells of it; torch computes in it on other CPUs too, but slowly."""
+    import torch
+
+    if not hasattr(torch.cpu, 'get_capabilities'):  # before torch 2.10
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ('avx512_bf16', 'amx_bf16', 'bf16'))  # the last is ARM's

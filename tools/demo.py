@@ -149,7 +149,7 @@ def protocols():
 
     return [
         Protocol('mask_rcnn', 'Mask R-CNN', 'digits/mask_rcnn_vit-digits.py', seconds=220),
-        Protocol('upernet', 'UperNet', 'digits/upernet_vit-digits.py', seconds=130),
+        Protocol('upernet', 'UperNet', 'digits/upernet_vit-digits.py', seconds=125),
         *(protocol for protocol in DIGITS if protocol.name in PROTOCOLS),
     ]
 

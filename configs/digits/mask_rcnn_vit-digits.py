@@ -33,7 +33,7 @@ model = dict(
         anchor_generator=dict(type='AnchorGenerator', scales=[4, 5.6], base_sizes=[4, 6, 8], ratios=[1.0, 1.6, 2.5], strides=[4, 8, 16]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=2), out_channels=64, featmap_strides=[4]),
+        bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1), out_channels=64, featmap_strides=[4]),
         bbox_head=dict(
             _delete_=True,
             type='ConvFCBBoxHead',
@@ -53,7 +53,7 @@ model = dict(
     test_cfg=dict(rpn=dict(nms_pre=150, max_per_img=48)),
 )
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='mmcae.AmpOptimWrapper',  # bfloat16 where the CPU has instructions for it: nearly twice as fast
     optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmcae.LayerDecayOptimWrapperConstructor',
     clip_grad=dict(max_norm=5.0),

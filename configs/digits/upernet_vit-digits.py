@@ -6,7 +6,7 @@
 _base_ = ['../_base_/datasets/digits_segmentation.py', '../_base_/runtimes/segmentation.py']
 
 # ---- often changed
-max_iters = 900
+max_iters = 1200
 lr = 2e-3
 
 # ---- possibly changed
@@ -49,7 +49,7 @@ model = dict(
     test_cfg=dict(mode='whole'),
 )
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='mmcae.AmpOptimWrapper',  # bfloat16 where the CPU has instructions for it
     optimizer=dict(type='AdamW', lr=lr, betas=(0.9, 0.999), weight_decay=0.05),
     constructor='mmcae.LayerDecayOptimWrapperConstructor',
     clip_grad=dict(max_norm=5.0),

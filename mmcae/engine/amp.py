@@ -1,10 +1,12 @@
 """Mixed precision that also runs in bfloat16, on a CPU as on a GPU."""
 
+from contextlib import contextmanager
+
 import torch
 from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.optim import OptimWrapper
 
-from ..compat import has_accelerator
+from ..compat import has_accelerator, has_fast_bfloat16
 from ..registry import OPTIM_WRAPPERS
 from ..utils.errors import ConfigError
 
@@ -19,8 +21,8 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
     range of float32: nothing is scaled and nothing skipped, so that a loss that is not finite shows. The CPU computes in bfloat16 only.
 
     Args:
-        dtype (str, optional): 'float16' or 'bfloat16'. Defaults to None: bfloat16 where the machine has it (CPUs, and GPUs from NVIDIA's
-            Ampere on), else float16.
+        dtype (str, optional): 'float16' or 'bfloat16'. Defaults to None: what the machine is fast in. That is bfloat16 on GPUs from
+            NVIDIA's Ampere on and on CPUs with instructions for it, float16 on older GPUs, and single precision on other CPUs.
         loss_scale (str | float | dict): For float16 alone, as in mmengine: 'dynamic', a fixed factor, or the arguments of torch's
             GradScaler.
         use_fsdp (bool): For float16 alone, as in mmengine.
@@ -31,19 +33,32 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
     """
 
     def __init__(self, dtype=None, loss_scale='dynamic', use_fsdp=False, **kwargs):
-        if dtype is None:
-            dtype = 'bfloat16' if not has_accelerator() or (torch.cuda.is_available() and torch.cuda.is_bf16_supported()) else 'float16'
-        if dtype not in DTYPES:
+        if dtype not in (None, *DTYPES):
             raise ConfigError(f"AmpOptimWrapper: dtype must be 'float16', 'bfloat16' or None, got {dtype!r}")
+        dtype = dtype or fast_dtype()
         if dtype == 'float16':
             if not has_accelerator():
                 raise ConfigError("AmpOptimWrapper: float16 needs a GPU; use dtype='bfloat16' on this machine")
             super().__init__(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
             return
         OptimWrapper.__init__(self, **kwargs)  # past mmengine's check for a GPU
-        self.cast_dtype = DTYPES[dtype]
+        self.cast_dtype = DTYPES.get(dtype, torch.float32)
         self.loss_scaler = torch.amp.GradScaler(enabled=False)
         self._scale_update_param = None
+
+    @contextmanager
+    def optim_context(self, model):
+        """mmengine's context of a forward pass: gradients accumulate, and autocast is on where precision is to be lowered.
+
+        Args:
+            model (nn.Module): The model.
+        """
+        if self.cast_dtype is torch.float32:
+            with OptimWrapper.optim_context(self, model):
+                yield
+        else:
+            with super().optim_context(model):
+                yield
 
     def load_state_dict(self, state_dict):
         """Continue from the state of a run in either precision.
@@ -54,3 +69,14 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         if not state_dict.get('loss_scaler'):  # an unscaled run leaves nothing to continue with
             state_dict.pop('loss_scaler', None)
         super().load_state_dict(state_dict)
+
+
+def fast_dtype():
+    """The lower precision in which this machine computes faster than in single precision.
+
+    Returns:
+        str | None: 'bfloat16' or 'float16'; None for a CPU without instructions for bfloat16, which would only emulate it.
+    """
+    if not has_accelerator():
+        return 'bfloat16' if has_fast_bfloat16() else None
+    return 'bfloat16' if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 'float16'

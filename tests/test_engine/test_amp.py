@@ -23,12 +23,36 @@ def step(model, wrapper, images):
     return output
 
 
-@pytest.mark.parametrize('dtype', [None, 'bfloat16'])
-def test_computes_in_bfloat16_and_keeps_weights_in_float32(dtype):
+@pytest.fixture
+def fast_bfloat16(monkeypatch):
+    """Have the machine be a CPU with or without instructions for bfloat16."""
+
+    def claim(it_is):
+        monkeypatch.setattr('mmcae.engine.amp.has_accelerator', lambda: False)
+        monkeypatch.setattr('mmcae.engine.amp.has_fast_bfloat16', lambda: it_is)
+
+    return claim
+
+
+@pytest.mark.parametrize('fast, dtype', [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_is_lowered_where_that_is_faster(fast_bfloat16, fast, dtype):
+    fast_bfloat16(fast)
     model, reference = nn.Linear(8, 4), nn.Linear(8, 4)
     reference.load_state_dict(model.state_dict())
     images = torch.randn(16, 8)
-    output = step(model, build(model, dtype=dtype, clip_grad=dict(max_norm=1e3)), images)
+    wrapper = build(model, accumulative_counts=2)
+    assert step(model, wrapper, images[:8]).dtype is dtype
+    assert torch.equal(model.weight, reference.weight)
+    step(model, wrapper, images[8:])
+    step(reference, OptimWrapper(torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)), images)
+    torch.testing.assert_close(model.weight, reference.weight, atol=1e-6 if dtype is torch.float32 else 2e-3, rtol=0)
+
+
+def test_computes_in_bfloat16_and_keeps_weights_in_float32():
+    model, reference = nn.Linear(8, 4), nn.Linear(8, 4)
+    reference.load_state_dict(model.state_dict())
+    images = torch.randn(16, 8)
+    output = step(model, build(model, dtype='bfloat16', clip_grad=dict(max_norm=1e3)), images)
     assert output.dtype is torch.bfloat16
     assert model.weight.dtype is torch.float32
     step(reference, OptimWrapper(torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)), images)

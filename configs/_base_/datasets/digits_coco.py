@@ -37,52 +37,31 @@ metainfo = dict(
         (235, 90, 165),
     ],
 )
+workers = dict(num_workers=num_workers, persistent_workers=num_workers > 0)
+in_order = dict(type='DefaultSampler', shuffle=False)
+scenes = dict(type='mmcae.CocoDataset', data_root=data_root, metainfo=metainfo)
+train_split = dict(ann_file='annotations/scenes96_train.json', data_prefix=dict(img='scenes96/train/'))
+val_split = dict(ann_file='annotations/scenes96_val.json', data_prefix=dict(img='scenes96/val/'), test_mode=True)
+test_split = dict(ann_file='annotations/scenes96_test.json', data_prefix=dict(img='scenes96/test/'), test_mode=True)
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='mmcae.CocoDataset',
-        data_root=data_root,
-        ann_file='annotations/scenes96_train.json',
-        data_prefix=dict(img='scenes96/train/'),
-        metainfo=metainfo,
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(filter_cfg=dict(filter_empty_gt=True), pipeline=train_pipeline, **train_split, **scenes),
+    **workers,
 )
 val_dataloader = dict(
     batch_size=20,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
     drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='mmcae.CocoDataset',
-        data_root=data_root,
-        ann_file='annotations/scenes96_val.json',
-        data_prefix=dict(img='scenes96/val/'),
-        metainfo=metainfo,
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    sampler=in_order,
+    dataset=dict(pipeline=test_pipeline, **val_split, **scenes),
+    **workers,
 )
 test_dataloader = dict(
     batch_size=20,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
     drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='mmcae.CocoDataset',
-        data_root=data_root,
-        ann_file='annotations/scenes96_test.json',
-        data_prefix=dict(img='scenes96/test/'),
-        metainfo=metainfo,
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    sampler=in_order,
+    dataset=dict(pipeline=test_pipeline, **test_split, **scenes),
+    **workers,
 )
 val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/scenes96_val.json', metric=['bbox', 'segm'])
 test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/scenes96_test.json', metric=['bbox', 'segm'])

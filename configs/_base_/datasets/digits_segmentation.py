@@ -27,49 +27,29 @@ metainfo = dict(
         (235, 90, 165),
     ],
 )
+workers = dict(num_workers=num_workers, persistent_workers=num_workers > 0)
+in_order = dict(type='DefaultSampler', shuffle=False)
+scenes = dict(type='BaseSegDataset', data_root=data_root, img_suffix='.png', metainfo=metainfo)
+train_prefix = dict(img_path='scenes64/train', seg_map_path='scenes64_labels/train')
+val_prefix = dict(img_path='scenes64/val', seg_map_path='scenes64_labels/val')
+test_prefix = dict(img_path='scenes64/test', seg_map_path='scenes64_labels/test')
 train_dataloader = dict(
     batch_size=batch_size,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='BaseSegDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='scenes64/train', seg_map_path='scenes64_labels/train'),
-        img_suffix='.png',
-        metainfo=metainfo,
-        pipeline=train_pipeline,
-    ),
+    dataset=dict(data_prefix=train_prefix, pipeline=train_pipeline, **scenes),
+    **workers,
 )
 val_dataloader = dict(
     batch_size=20,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='BaseSegDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='scenes64/val', seg_map_path='scenes64_labels/val'),
-        img_suffix='.png',
-        metainfo=metainfo,
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    sampler=in_order,
+    dataset=dict(data_prefix=val_prefix, test_mode=True, pipeline=test_pipeline, **scenes),
+    **workers,
 )
 test_dataloader = dict(
     batch_size=20,
-    num_workers=num_workers,
-    persistent_workers=num_workers > 0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='BaseSegDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='scenes64/test', seg_map_path='scenes64_labels/test'),
-        img_suffix='.png',
-        metainfo=metainfo,
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
+    sampler=in_order,
+    dataset=dict(data_prefix=test_prefix, test_mode=True, pipeline=test_pipeline, **scenes),
+    **workers,
 )
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
