@@ -440,7 +440,7 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
         module: What to load into. Its own hooks may resize tables to its grid.
         state: State dict under the module's names.
         origin: Where it comes from, for messages.
-        allow_missing: Parts of names that may be missing; they keep their present values.
+        allow_missing: Parts of names that may be missing, or be of another shape; they keep their present values.
         unused: Number of tensors of the checkpoint that are not meant for this module, for the report.
 
     Raises:
@@ -450,16 +450,20 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
     allow_missing = tuple(allow_missing)
     target = module.state_dict()
     missing = [key for key in target if key not in state]
-    excused = [key for key in missing if any(part in key for part in allow_missing)]
-    absent = [key for key in missing if key not in excused]
     unexpected = [key for key in state if key not in target]
     fitted = module.fit_state_dict(state) if hasattr(module, 'fit_state_dict') else dict(state)
-    resized = [key for key in state if key in target and fitted[key].shape != state[key].shape]
+    clashing = [key for key in state if key in target and fitted[key].shape != target[key].shape]
+    excused = [key for key in (*missing, *clashing) if any(part in key for part in allow_missing)]
+    absent = [key for key in missing if key not in excused]
     clashes = [
         f'{key} {tuple(fitted[key].shape)} in the checkpoint, {tuple(target[key].shape)} in the model'
-        for key in state
-        if key in target and fitted[key].shape != target[key].shape
+        for key in clashing
+        if key not in excused
     ]
+    loaded = [key for key in state if key in target and key not in clashing]
+    changed = [key for key in loaded if fitted[key].shape != state[key].shape]
+    adapted = [key for key in changed if key.endswith('patch_embed.proj.weight')]
+    resized = [key for key in changed if key not in adapted]
     name = type(module).__name__
     if absent or unexpected or clashes:
         problems = [
@@ -470,14 +474,20 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
         raise CheckpointError(
             f'{origin} does not fit this {name} ({len(state) - len(unexpected) - len(clashes)} of {len(target)} tensors match). '
             + '. '.join(problems)
-            + '. Give the model the arch, patch_size and in_channels of the checkpoint, and layer_scale_init_value=0 where it has no '
+            + '. Give the model the arch and patch_size of the checkpoint, its in_channels unless these are 3, and layer_scale_init_value=0 where it has no '
             'gamma; convert other layouts with tools/model_converters/convert.py; list what may be missing in init_cfg.allow_missing.'
         )
     # strict=False only for what was excused above.
-    module.load_state_dict({key: fitted[key] for key in state}, strict=False)
-    report = f'{name}: {len(state)} of {len(target)} tensors loaded from {origin}'
+    module.load_state_dict({key: fitted[key] for key in loaded}, strict=False)
+    report = f'{name}: {len(loaded)} of {len(target)} tensors loaded from {origin}'
     report += f', {len(resized)} of them resized ({", ".join(resized[:3])}{" ..." if len(resized) > 3 else ""})' if resized else ''
-    report += f'; {len(excused)} not in it and left as they are ({", ".join(allow_missing)})' if excused else ''
+    for key in adapted:
+        report += f', {key} adapted from {state[key].shape[1]} to {fitted[key].shape[1]} channels'
+    report += (
+        f'; {len(excused)} not in it{" in this shape" if set(excused) & set(clashing) else ""} and left as they are ({", ".join(allow_missing)})'
+        if excused
+        else ''
+    )
     report += f'; {unused} tensors of other parts unused' if unused else ''
     print_log(report, logger='current')
     return report

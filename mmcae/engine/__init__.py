@@ -2,7 +2,7 @@
 
 from .amp import AmpOptimWrapper
 from .distributed import CPUDistributedDataParallel
-from .hooks import CheckClasses, CheckDetector, CheckLabels, OnlineProbe
+from .hooks import CheckClasses, CheckDetector, CheckLabels, CheckSample, DrawReconstructions, OnlineProbe
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .schedulers import WarmupCosineLR
 
@@ -12,6 +12,8 @@ __all__ = [
     'CheckClasses',
     'CheckDetector',
     'CheckLabels',
+    'CheckSample',
+    'DrawReconstructions',
     'LayerDecayOptimWrapperConstructor',
     'OnlineProbe',
     'WarmupCosineLR',

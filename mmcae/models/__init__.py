@@ -5,8 +5,9 @@ from .cae import CAE
 from .decoder import CAEDecoder
 from .heads import AttentiveClsHead
 from .necks import DeconvPyramid
+from .preprocessor import TwoViewPreprocessor
 from .regressor import LatentContextualRegressor
-from .tokenizers import DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets
+from .tokenizers import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets
 from .vit import CAEViT
 
 register_lazily(MODELS, 'mmcae.models.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
@@ -19,7 +20,9 @@ __all__ = [
     'DALLETokenizer',
     'DeconvPyramid',
     'DiscreteVAE',
+    'FeatureTargets',
     'LatentContextualRegressor',
     'PatchCodebook',
     'PixelTargets',
+    'TwoViewPreprocessor',
 ]

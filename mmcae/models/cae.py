@@ -1,5 +1,8 @@
 """CAE, the Context Autoencoder (arXiv 2202.03026). Reads top to bottom like the paper's figure."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
@@ -23,7 +26,7 @@ class CAE(BaseSelfSupervisor):
     Args:
         backbone: The encoder, a :class:`CAEViT`.
         regressor: A :class:`LatentContextualRegressor`.
-        decoder: A :class:`CAEDecoder`.
+        decoder: A :class:`CAEDecoder`. Without `num_outputs` it gets as many as the tokenizer's targets need.
         target_generator: A tokenizer of :mod:`mmcae.models.tokenizers`. None for a model that only predicts.
         align_loss_weight: Weight of the alignment loss (2 in the paper); 0 turns the alignment off, and its forward pass with it.
         weight_init: 'xavier' (the paper's base model) or 'beit' (large); see :func:`mmcae.models.layers.init_stack`.
@@ -48,7 +51,7 @@ class CAE(BaseSelfSupervisor):
     ):
         super().__init__(backbone, target_generator=target_generator, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         self.regressor = MODELS.build(regressor)
-        self.decoder = MODELS.build(decoder)
+        self.decoder = MODELS.build(self.with_outputs(decoder))
         self.align_loss_weight = align_loss_weight
         self.weight_init = weight_init
         # Positions in the latent space, shared by regressor and decoder.
@@ -103,7 +106,7 @@ class CAE(BaseSelfSupervisor):
         if self.target_generator is None:
             raise ConfigError('This CAE was built without target_generator, so it has nothing to train on: give it a tokenizer')
         images, target_view = inputs
-        self.target_generator.check_view(target_view.shape[-2:], self.backbone.grid_of(images.shape[-2:]))
+        self.check_shapes(images.shape[1:], target_view.shape[1:], data_samples[0].mask.shape)
         mask = torch.stack([sample.mask.flatten() for sample in data_samples])
         visible, masked = split_patches(mask, images)
         parts = self.forward_parts(images, visible, masked)
@@ -172,6 +175,49 @@ class CAE(BaseSelfSupervisor):
             fitted['pos_embed'] = resize_position_table(table.float(), square_grid(table.shape[1], 'pos_embed'), self.backbone.grid)
         return {**state, **fitted}
 
+    def outputs_wanted(self) -> int | None:
+        """Outputs of the decoder that the tokenizer's targets need: its vocabulary, or numbers per patch. None without a tokenizer."""
+        return getattr(self.target_generator, 'vocab_size', None) or getattr(self.target_generator, 'target_dim', None)
+
+    def with_outputs(self, decoder: dict) -> dict:
+        """The decoder's config with `num_outputs` filled in where it is left open."""
+        if decoder.get('num_outputs') is not None or self.target_generator is None:
+            return decoder
+        return {**decoder, 'num_outputs': self.outputs_wanted()}
+
+    def check_sample(self, inputs: list[Tensor], data_sample: DataSample):
+        """Make sure that the two views (C, H, W), (C2, h, w) and the mask of one image out of the data pipeline fit this model.
+
+        Raises:
+            ConfigError: Names what does not fit, and what to set.
+        """
+        if not isinstance(inputs, list) or len(inputs) != 2 or 'mask' not in data_sample:
+            raise ConfigError('CAE needs two views and a mask of every image: the pipeline lacks mmcae.TwoViewCrop or a mask generator')
+        images, target_view = inputs
+        self.check_shapes(images.shape, target_view.shape, data_sample.mask.shape)
+        for name, channels in (('mean', len(images)), ('second_mean', len(target_view))):
+            given = getattr(self.data_preprocessor, name, None)
+            if given is not None and given.numel() not in (1, channels):
+                raise ConfigError(
+                    f'data_preprocessor.{name} has {given.numel()} values, but the images have {channels} channels: give it {channels} or 1'
+                )
+
+    def check_shapes(self, images: Sequence[int], target_view: Sequence[int], mask: Sequence[int]):
+        """The same for shapes alone: of the views, (C, H, W) and (C2, h, w), and of the mask, (rows, columns)."""
+        channels = self.backbone.patch_embed.proj.in_channels
+        if images[0] != channels:
+            raise ConfigError(
+                f'The images have {images[0]} channels, but the encoder was made for {channels}: set model.backbone.in_channels='
+                f'{images[0]}, or load them with mmcae.LoadImage(channels={channels})'
+            )
+        grid = self.backbone.grid_of(images[1:])
+        if math.prod(mask) != math.prod(grid) or (len(mask) == 2 and tuple(mask) != grid):
+            raise ConfigError(f'The masks are {tuple(mask)}, but the encoder has {grid} patches: set grid={grid} of the mask generator')
+        if self.target_generator is not None:
+            if hasattr(self.target_generator, 'check_channels'):
+                self.target_generator.check_channels(target_view[0])
+            self.target_generator.check_view(tuple(target_view[1:]), grid)
+
     def check_parts(self):
         """Fail at build time where the parts cannot work together."""
         if self.regressor.in_dims != self.backbone.embed_dims:
@@ -182,7 +228,7 @@ class CAE(BaseSelfSupervisor):
         if decoder_dims != self.regressor.embed_dims:
             raise ConfigError(f'decoder.embed_dims={decoder_dims} and regressor.embed_dims={self.regressor.embed_dims}: make them equal')
         outputs, tokenizer = self.decoder.head.out_features, self.target_generator
-        wanted = None if tokenizer is None else (getattr(tokenizer, 'vocab_size', None) or getattr(tokenizer, 'target_dim', None))
+        wanted = self.outputs_wanted()
         if wanted not in (None, outputs):
             raise ConfigError(
                 f'decoder.num_outputs={outputs}, but {type(tokenizer).__name__} has targets of {wanted}: set num_outputs={wanted}'

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -218,13 +219,20 @@ class CAEViT(BaseModule):
         self._is_init = True
 
     def fit_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Resize the position table and the bias tables of an encoder's state dict from their own square grid to this one's."""
+        """Make an encoder's state dict fit this one's image size and channels.
+
+        Position and bias tables are resized from their own square grid. A patch embedding of 3 channels is adapted to other numbers as
+        timm does: for one channel it is summed, so that a grey image gives what it gives as RGB; for more it is repeated and scaled by
+        3 / in_channels, so that activations keep their size.
+        """
         fitted = dict(state)
         for key, value in state.items():
             if key == 'pos_embed' and value.shape[1] != self.pos_embed.shape[1]:
                 source = square_grid(value.shape[1] - 1, key)
                 patches = resize_position_table(value[:, 1:].float(), source, self.grid)
                 fitted[key] = torch.cat((value[:, :1].float(), patches), dim=1)
+            elif key == 'patch_embed.proj.weight' and value.shape[1] == 3 != self.patch_embed.proj.in_channels:
+                fitted[key] = adapt_input_conv(self.patch_embed.proj.in_channels, value)
             elif key.endswith('relative_position_bias_table') and len(value) != table_length(self.grid):
                 side = square_grid(len(value) - CLS_ROWS, key)[0]
                 fitted[key] = resize_bias_table(value.float(), ((side + 1) // 2, (side + 1) // 2), self.grid)

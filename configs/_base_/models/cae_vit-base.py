@@ -1,6 +1,6 @@
-# CAE with a ViT-B encoder for 224x224 images in patches of 16, DALL-E's tokens as targets.
+# CAE with a ViT-B encoder for 224x224 images in patches of 16. Its targets are one of ../targets/.
 
-# ---- often changed, by overriding the keys of `model` in your own config: arch and the widths that go with it, target_generator
+# ---- often changed, by overriding the keys of `model` in your own config: arch and the widths that go with it
 # ---- rarely changed
 model = dict(
     type='mmcae.CAE',
@@ -24,14 +24,11 @@ model = dict(
     decoder=dict(
         type='mmcae.CAEDecoder',
         embed_dims=768,
-        num_outputs=8192,
         num_layers=4,
         num_heads=12,
         drop_path_rate=0.1,
         layer_scale_init_value=0.1,
     ),
-    # On a machine without the file the run stops and says how to prepare it.
-    target_generator=dict(type='mmcae.DALLETokenizer', checkpoint='data/tokenizers/dalle_encoder.pth'),
     align_loss_weight=2.0,
     weight_init='xavier',
 )

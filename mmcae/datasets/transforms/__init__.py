@@ -2,6 +2,6 @@
 
 from .loading import LoadImage
 from .masks import BlockMaskGenerator, RandomMaskGenerator
-from .two_view_crop import TwoViewCrop
+from .two_view_crop import OneViewCrop, TwoViewCrop
 
-__all__ = ['BlockMaskGenerator', 'LoadImage', 'RandomMaskGenerator', 'TwoViewCrop']
+__all__ = ['BlockMaskGenerator', 'LoadImage', 'OneViewCrop', 'RandomMaskGenerator', 'TwoViewCrop']

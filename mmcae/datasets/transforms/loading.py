@@ -1,70 +1,86 @@
-"""Read any image file as an upright 8-bit RGB array, with PIL as the authors do."""
+"""Read any image file as an upright array, 8-bit RGB with PIL as the authors do; or grey, or with other channels."""
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 from PIL import Image, ImageOps
 
 from ...registry import TRANSFORMS
-from ...utils.errors import DataError
+from ...utils.errors import ConfigError, DataError
+from .channels import read_channels
 
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Load an image file with PIL, whatever its mode, as an upright 8-bit RGB array.
+    """Load an image file with PIL, whatever its mode, as an upright 8-bit RGB array; or with another number of channels.
 
     The EXIF orientation is applied. Palette, grey, CMYK and YCbCr images are converted; transparent pixels show a white background, as
     in a viewer; 16-bit grey values keep their high byte (no stretching per image, so that brightness stays comparable between images).
     Of a file with several frames the first is read.
 
-    Required keys: ``img_path``. Added keys: ``img`` (uint8 array (H, W, 3), RGB, 0 to 255), ``img_shape`` and ``ori_shape``: (H, W).
+    Required keys: ``img_path``. Added keys: ``img`` (uint8 array (H, W, 3), RGB, 0 to 255; of 16-bit files with other channels float32), ``img_shape`` and ``ori_shape``: (H, W).
 
     Args:
         cache (bool): Keep every decoded image in memory, for small data sets: 8,000 images of 32x32 take 25 MB in each loader worker.
             Set ``persistent_workers=True`` beside it, else the cache is lost after every epoch. Defaults to False.
+        channels (int): 3 for RGB; 1 for grey, of colour images the luma; any other number for TIFF files that have so many, see
+            :func:`read_channels`. Defaults to 3.
 
     Raises:
         DataError: The file is missing or is not an image that can be read; the message names it.
+        ConfigError: ``channels`` is not positive.
     """
 
-    def __init__(self, cache=False):
+    def __init__(self, cache=False, channels=3):
+        if channels < 1:
+            raise ConfigError(f'LoadImage needs at least one channel, got channels={channels}')
         self.cache = {} if cache else None
+        self.channels = channels
 
     def transform(self, results):
         path = results['img_path']
         if self.cache is None:
-            image = read_rgb(path)
+            image = read_image(path, self.channels)
         else:
             image = self.cache.get(path)
             if image is None:
-                image = self.cache[path] = read_rgb(path)
+                image = self.cache[path] = read_image(path, self.channels)
                 image.setflags(write=False)  # a transform that writes into its input must not change the next epoch
         results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
 
     def __repr__(self):
-        return f'{type(self).__name__}(cache={self.cache is not None})'
+        return f'{type(self).__name__}(cache={self.cache is not None}, channels={self.channels})'
 
 
-def read_rgb(path):
-    """Read an image file as an upright RGB array.
+def read_image(path, channels=3):
+    """Read an image file as an upright array.
 
     Args:
         path (str | Path): The image file.
+        channels (int): 3 for RGB, 1 for grey; others by :func:`read_channels`.
 
     Returns:
-        np.ndarray: uint8 array (H, W, 3), RGB, 0 to 255.
+        np.ndarray: (H, W, channels), uint8 from 0 to 255; float32 in the same range where 16-bit files have other channels.
 
     Raises:
         DataError: The file is missing or is not an image that can be read; the message names it.
     """
+    if channels not in (1, 3):
+        return read_channels(path, channels)
     try:
         with Image.open(path) as image:
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            image = _to_rgb(ImageOps.exif_transpose(image))
+            return np.array(image) if channels == 3 else np.array(image.convert('L'))[..., None]
     except FileNotFoundError as error:
         raise DataError(f'{path} is listed in the data set but does not exist') from error
     except Exception as error:  # PIL's readers raise almost anything on a broken file
         raise DataError(f'{path} cannot be read as an image ({error}): repair it or remove it from the data set') from error
+
+
+def read_rgb(path):
+    """Read an image file as an upright uint8 RGB array (H, W, 3); see :func:`read_image`."""
+    return read_image(path)
 
 
 def _to_rgb(image):

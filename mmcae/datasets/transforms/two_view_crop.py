@@ -1,4 +1,4 @@
-"""Cut one random box and resize it twice: once for the model and once for the tokenizer that makes its targets."""
+"""Cut one random box and resize it: once for what learns tokens, twice for the model and the tokenizer that makes its targets."""
 
 import math
 import random
@@ -19,8 +19,8 @@ class TwoViewCrop(BaseTransform):
     After ten draws that do not fit, the largest central box within the ratio limits is taken. The resizing is PIL's, which all released
     weights and tokenizers were trained with (the CAE paper, arXiv 2202.03026, section 4.1).
 
-    Required keys: ``img`` (uint8 array (H, W, 3)). Modified keys: ``img`` becomes a list of two uint8 arrays, the model's view
-    (h, w, 3) and the tokenizer's view (h2, w2, 3); ``img_shape`` becomes (h, w).
+    Required keys: ``img`` (array (H, W, C), uint8 or float32 in [0, 255]). Modified keys: ``img`` becomes a list of two arrays, the model's
+    view (h, w, C) and the tokenizer's view (h2, w2, C); ``img_shape`` becomes (h, w).
 
     Args:
         size (int | tuple[int, int]): Size of the model's view: one side of a square, or (height, width).
@@ -61,10 +61,9 @@ class TwoViewCrop(BaseTransform):
     def transform(self, results):
         image = results['img']
         top, left, height, width = self.sample_box(*image.shape[:2])
-        crop = Image.fromarray(np.ascontiguousarray(image[top : top + height, left : left + width]))
-        results['img'] = [
-            np.array(crop.resize((w, h), resample)) for (h, w), resample in zip((self.size, self.second_size), self._filters, strict=True)
-        ]
+        crop = image[top : top + height, left : left + width]
+        views = zip((self.size, self.second_size), self._filters, strict=True)
+        results['img'] = [resize(crop, size, resample) for size, resample in views]
         results['img_shape'] = self.size
         return results
 
@@ -101,6 +100,50 @@ class TwoViewCrop(BaseTransform):
             f'{type(self).__name__}(size={self.size}, second_size={self.second_size}, scale={self.scale}, ratio={self.ratio}, '
             f'interpolation={self.interpolation!r}, second_interpolation={self.second_interpolation!r})'
         )
+
+
+@TRANSFORMS.register_module()
+class OneViewCrop(TwoViewCrop):
+    """The same for one view, on which tokenizers are trained; for images of any number of channels.
+
+    Args:
+        size (int | tuple[int, int]): One side of a square, or (height, width).
+        scale (tuple[float, float]): See :class:`TwoViewCrop`.
+        ratio (tuple[float, float]): See :class:`TwoViewCrop`.
+        interpolation (str): PIL's filter, that of the tokenizer's view in pretraining. Defaults to 'lanczos'.
+    """
+
+    def __init__(self, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation='lanczos'):
+        super().__init__(size, size, scale, ratio, interpolation, interpolation)
+
+    def transform(self, results):
+        image = results['img']
+        top, left, height, width = self.sample_box(*image.shape[:2])
+        results['img'] = resize(image[top : top + height, left : left + width], self.size, self._filters[0])
+        results['img_shape'] = self.size
+        return results
+
+    def __repr__(self):
+        return f'{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, interpolation={self.interpolation!r})'
+
+
+def resize(image, size, resample):
+    """Resize an image with PIL, antialiased.
+
+    Args:
+        image (np.ndarray): (H, W, C), uint8 or float32 in [0, 255].
+        size (tuple[int, int]): (height, width).
+        resample (Image.Resampling): The filter.
+
+    Returns:
+        np.ndarray: (h, w, C) of the same dtype. float32 stays within [0, 255], which sharp filters would leave.
+    """
+    height, width = size
+    if image.shape[2] == 3 and image.dtype == np.uint8:
+        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), resample))
+    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), resample) for plane in np.moveaxis(image, 2, 0)]
+    resized = np.stack([np.asarray(plane) for plane in planes], axis=2)
+    return resized if image.dtype == np.uint8 else resized.clip(0, 255)
 
 
 def _height_width(size, name):

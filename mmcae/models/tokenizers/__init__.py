@@ -3,7 +3,8 @@
 from .base import Tokenizer
 from .dalle import DALLETokenizer
 from .discrete_vae import DiscreteVAE
+from .features import FeatureTargets
 from .patch_codebook import PatchCodebook
 from .pixels import PixelTargets
 
-__all__ = ['DALLETokenizer', 'DiscreteVAE', 'PatchCodebook', 'PixelTargets', 'Tokenizer']
+__all__ = ['DALLETokenizer', 'DiscreteVAE', 'FeatureTargets', 'PatchCodebook', 'PixelTargets', 'Tokenizer']

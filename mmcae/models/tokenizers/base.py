@@ -1,5 +1,6 @@
 """What all tokenizers have in common: they turn an image into the targets of its patches, and never learn while they do."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,14 +25,16 @@ class Tokenizer(BaseModule):
         vocab_size: Number of token ids, or None where targets are numbers.
         target_dim: Numbers per patch, or None where targets are ids.
         downsample: Pixels of the view under one token, (rows, columns).
-        mean, std: How the view is normalised, the same for all channels.
+        in_channels: Channels of the view, or None where any number will do.
+        mean, std: How the view is normalised: a number for all channels, or one for each.
     """
 
     vocab_size: int | None = None
     target_dim: int | None = None
     downsample: tuple[int, int]
-    mean = 0.0
-    std = 255.0
+    in_channels: int | None = None
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 255.0
     frozen = False
 
     def embed(self, images: Tensor) -> Tensor:
@@ -100,6 +103,18 @@ class Tokenizer(BaseModule):
                 f'{tuple(patch_grid)} patches: set the size of the second view to {needed}'
             )
 
+    def check_channels(self, channels: int):
+        """Make sure that a view has the channels that this tokenizer reads.
+
+        Raises:
+            ConfigError: It has not.
+        """
+        if self.in_channels not in (None, channels):
+            raise ConfigError(
+                f'{type(self).__name__} reads {self.in_channels} channels, but its view has {channels}: load images with '
+                f'mmcae.LoadImage(channels={self.in_channels}), or choose targets of {channels} channels'
+            )
+
     def check_preprocessor(self, preprocessor: nn.Module):
         """Make sure that a data preprocessor normalises the second view as this tokenizer was trained to see it.
 
@@ -108,10 +123,12 @@ class Tokenizer(BaseModule):
         """
         for name, wanted in (('second_mean', self.mean), ('second_std', self.std)):
             given = getattr(preprocessor, name, None)
-            if given is not None and (given - wanted).abs().max() > 0.01:
-                raise ConfigError(
-                    f'data_preprocessor.{name}={given.flatten().tolist()}, but {type(self).__name__} was made for {wanted:g} everywhere'
-                )
+            if given is None:
+                continue
+            values = torch.as_tensor(wanted, dtype=torch.float32, device=given.device).flatten()
+            if given.numel() not in (1, values.numel()) and values.numel() > 1 or (given.flatten() - values).abs().max() > 0.01:
+                wish = f'{wanted:g} everywhere' if values.numel() == 1 else list(wanted)
+                raise ConfigError(f'data_preprocessor.{name}={given.flatten().tolist()}, but {type(self).__name__} was made for {wish}')
 
     def freeze(self):
         """Stop learning for good: no gradients, and eval mode whatever :meth:`train` is told."""
@@ -166,6 +183,15 @@ class TrainableTokenizer(Tokenizer, BaseModel):
     def loss(self, images: Tensor) -> dict[str, Tensor]:
         """Loss terms (names with `loss`) and metrics for images (B, C, h, w), normalised."""
         raise NotImplementedError
+
+    def check_sample(self, inputs: Tensor, data_sample=None):
+        """Make sure that one image (C, h, w) out of the data pipeline can be learned from; see :class:`mmcae.engine.CheckSample`.
+
+        Raises:
+            ConfigError: Its channels or size do not fit.
+        """
+        self.check_channels(len(inputs))
+        self.token_grid(inputs.shape[-2:])
 
     def sizes_in_checkpoint(self, state: StateDict, checkpoint: str | Path) -> dict:
         try:

@@ -116,6 +116,7 @@ class DALLETokenizer(Tokenizer):
     """
 
     downsample = (8, 8)
+    in_channels = 3
     mean = -255 * PIXEL_MARGIN / PIXEL_SPAN
     std = 255 / PIXEL_SPAN
 

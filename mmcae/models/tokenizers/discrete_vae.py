@@ -65,7 +65,7 @@ class DiscreteVAE(TrainableTokenizer):
         super().__init__(sizes, self.DEFAULTS, checkpoint, data_preprocessor)
 
     def build(self, vocab_size: int, channels: tuple[int, ...], num_blocks: int, code_dim: int, in_channels: int):
-        self.vocab_size = vocab_size
+        self.vocab_size, self.in_channels = vocab_size, in_channels
         self.downsample = (2 ** len(channels), 2 ** len(channels))
         widths = (in_channels, *channels)
         steps = list(zip(widths[:-1], widths[1:], strict=True))

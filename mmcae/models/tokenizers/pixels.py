@@ -27,7 +27,7 @@ class PixelTargets(Tokenizer):
     def __init__(self, patch_size: int | tuple[int, int] = 16, normalize: bool = True, in_channels: int = 3):
         super().__init__()
         self.downsample = to_2tuple(patch_size)
-        self.normalize = normalize
+        self.normalize, self.in_channels = normalize, in_channels
         self.target_dim = self.downsample[0] * self.downsample[1] * in_channels
 
     def embed(self, images: Tensor) -> Tensor:
