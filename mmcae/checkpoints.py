@@ -474,8 +474,8 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
         raise CheckpointError(
             f'{origin} does not fit this {name} ({len(state) - len(unexpected) - len(clashes)} of {len(target)} tensors match). '
             + '. '.join(problems)
-            + '. Give the model the arch and patch_size of the checkpoint, its in_channels unless these are 3, and layer_scale_init_value=0 where it has no '
-            'gamma; convert other layouts with tools/model_converters/convert.py; list what may be missing in init_cfg.allow_missing.'
+            + '. Give the model the arch and patch_size of the checkpoint, its in_channels unless they are 3, and '
+            'layer_scale_init_value=0 where it has no gamma; convert other layouts with tools/model_converters/convert.py; list what may be missing in init_cfg.allow_missing.'
         )
     # strict=False only for what was excused above.
     module.load_state_dict({key: fitted[key] for key in loaded}, strict=False)
@@ -483,11 +483,8 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
     report += f', {len(resized)} of them resized ({", ".join(resized[:3])}{" ..." if len(resized) > 3 else ""})' if resized else ''
     for key in adapted:
         report += f', {key} adapted from {state[key].shape[1]} to {fitted[key].shape[1]} channels'
-    report += (
-        f'; {len(excused)} not in it{" in this shape" if set(excused) & set(clashing) else ""} and left as they are ({", ".join(allow_missing)})'
-        if excused
-        else ''
-    )
+    shape = ' in this shape' if set(excused) & set(clashing) else ''
+    report += f'; {len(excused)} not in it{shape} and left as they are ({", ".join(allow_missing)})' if excused else ''
     report += f'; {unused} tensors of other parts unused' if unused else ''
     print_log(report, logger='current')
     return report
