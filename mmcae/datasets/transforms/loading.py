@@ -17,7 +17,8 @@ class LoadImage(BaseTransform):
     in a viewer; 16-bit grey values keep their high byte (no stretching per image, so that brightness stays comparable between images).
     Of a file with several frames the first is read.
 
-    Required keys: ``img_path``. Added keys: ``img`` (uint8 array (H, W, 3), RGB, 0 to 255; of 16-bit files with other channels float32), ``img_shape`` and ``ori_shape``: (H, W).
+    Required keys: ``img_path``. Added keys: ``img`` (uint8 array (H, W, 3), RGB, 0 to 255; of 16-bit files with other channels float32),
+    ``img_shape`` and ``ori_shape``: (H, W).
 
     Args:
         cache (bool): Keep every decoded image in memory, for small data sets: 8,000 images of 32x32 take 25 MB in each loader worker.
