@@ -29,3 +29,4 @@ train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=base_lr))
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=max_iters // 20, end=max_iters, by_epoch=False)]
 default_hooks = dict(checkpoint=dict(interval=max_iters))
+custom_hooks = [dict(type='mmcae.DrawReconstructions', interval=max_iters // 2, by_epoch=False)]

@@ -31,4 +31,5 @@ default_hooks = dict(
     logger=dict(interval=25),
 )
 log_processor = dict(by_epoch=False)
+custom_hooks = [dict(type='mmcae.DrawReconstructions', interval=max_iters, by_epoch=False)]
 randomness = dict(seed=0)

@@ -2,12 +2,12 @@
 
     python tools/train.py configs/tokenizer/dvae_folder.py --cfg-options train_dataloader.dataset.data_root=/path/to/images
 
-The folder may hold any tree of JPEG, PNG, BMP, TIFF or PPM files. The checkpoint goes into a pretraining config by one line,
-`target_generator=dict(type='mmcae.DiscreteVAE', checkpoint='work_dirs/dvae_folder/epoch_30.pth')`, with `decoder.num_outputs` equal to
-`vocab_size` below, `second_size` 112 for an encoder of 14x14 patches, and `second_mean=[0, 0, 0]`, `second_std=[255, 255, 255]`.
+The folder may hold any tree of JPEG, PNG, BMP, TIFF or PPM files. The checkpoint goes into a pretraining config by one line: the base
+`../_base_/targets/dvae.py`, which names it. docs/tokenizers.md tells more, and compares it with other targets.
 
 Watch in the log: `loss_reconstruction`, the share of the pixels' variance that is lost (lower is better); `codebook_usage`, the share of
-the vocabulary in use (should approach 1); `perplexity`, to how many equally frequent tokens that amounts.
+the vocabulary in use (should approach 1); `perplexity`, to how many equally frequent tokens that amounts. And look at
+`WORK_DIR/reconstructions/`: images of the first batch beside what their tokens keep of them, after every epoch.
 """
 
 _base_ = ['../_base_/runtimes/pretraining.py']
@@ -16,11 +16,12 @@ _base_ = ['../_base_/runtimes/pretraining.py']
 data_root = 'data/images/'
 vocab_size = 8192  # 512 to 8192; fewer for small or uniform collections
 max_epochs = 30
+in_channels = 3  # 1 for grey; others for TIFF files with so many channels
 batch_size = 64  # per GPU; base_lr is for 64 in all, see auto_scale_lr
 base_lr = 1e-3
 
 # ---- modified sometimes
-image_size = 112  # of the tokenizer's view: 8 pixels for each patch of the encoder
+image_size = 112  # of the tokenizer's view, or (height, width): 8 pixels for each patch of the encoder
 crop_scale = (0.08, 1.0)
 num_workers = 8
 model = dict(
@@ -29,6 +30,7 @@ model = dict(
     channels=(64, 128, 256),  # width at 1/2, 1/4 and 1/8 of the resolution
     num_blocks=2,
     code_dim=32,
+    in_channels=in_channels,
 )
 
 # ---- the rest
@@ -48,8 +50,8 @@ train_dataloader = dict(
         data_root=data_root,
         with_label=False,
         pipeline=[
-            dict(type='mmcae.LoadImage'),
-            dict(type='RandomResizedCrop', scale=image_size, crop_ratio_range=crop_scale, backend='pillow', interpolation='lanczos'),
+            dict(type='mmcae.LoadImage', channels=in_channels),
+            dict(type='mmcae.OneViewCrop', size=image_size, scale=crop_scale),
             dict(type='RandomFlip', prob=0.5),
             dict(type='PackInputs'),
         ],
@@ -59,4 +61,5 @@ train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=base_lr), clip_grad=dict(max_norm=1.0))
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=1, end=max_epochs, by_epoch=True, convert_to_iter_based=True)]
 default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))
+custom_hooks = [dict(type='mmcae.DrawReconstructions', interval=1)]
 auto_scale_lr = dict(enable=False, base_batch_size=64)

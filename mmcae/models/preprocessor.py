@@ -19,7 +19,7 @@ class TwoViewPreprocessor(TwoNormDataPreprocessor):
         non_blocking: Do not wait for the copy to a GPU.
 
     Raises:
-        ConfigError: The lengths of a mean and its standard deviation differ, or a standard deviation is not positive.
+        ConfigError: A mean and its standard deviation are for different numbers of channels, or a standard deviation is not positive.
     """
 
     def __init__(
@@ -32,9 +32,9 @@ class TwoViewPreprocessor(TwoNormDataPreprocessor):
     ):
         super().__init__(mean=[0.0], std=[1.0], second_mean=[0.0], second_std=[1.0], non_blocking=non_blocking)
         for prefix, means, stds in (('', mean, std), ('second_', second_mean, second_std)):
-            if len(means) != len(stds) or not len(means):
+            if len(means) != len(stds) and 1 not in (len(means), len(stds)):
                 raise ConfigError(
-                    f'data_preprocessor.{prefix}mean has {len(means)} values and {prefix}std {len(stds)}: give both one for each channel'
+                    f'data_preprocessor.{prefix}mean has {len(means)} values and {prefix}std {len(stds)}: give both one for each channel, or a single one'
                 )
             if min(stds) <= 0:
                 raise ConfigError(f'data_preprocessor.{prefix}std={list(stds)} must be positive')

@@ -59,8 +59,11 @@ def test_checkpoint_of_another_width(tiny_cae):
 
 
 def test_other_channels(tiny_cae):
-    with pytest.raises(CheckpointError, match=r'patch_embed\.proj\.weight \(48, 3, 16, 16\) in the checkpoint, \(48, 5, 16, 16\)'):
-        load_encoder(encoder(in_channels=5), tiny_cae().state_dict())
+    """From three channels the patch embedding is adapted, and the report says so; from others it is not."""
+    report = load_encoder(encoder(in_channels=5), tiny_cae().state_dict())
+    assert '51 of 51 tensors' in report and 'patch_embed.proj.weight adapted from 3 to 5 channels' in report
+    with pytest.raises(CheckpointError, match=r'patch_embed\.proj\.weight \(48, 4, 16, 16\) in the checkpoint, \(48, 5, 16, 16\)'):
+        load_encoder(encoder(in_channels=5), tiny_cae(backbone=dict(in_channels=4)).state_dict())
 
 
 def test_what_may_be_missing(tiny_cae):

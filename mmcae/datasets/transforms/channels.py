@@ -29,7 +29,10 @@ def read_channels(path, channels):
     if not str(path).lower().endswith(SUFFIXES):
         raise DataError(f'{path}: images of {channels} channels are read from TIFF files only ({", ".join(SUFFIXES)})')
     try:
-        pixels = tifffile.imread(path)
+        with tifffile.TiffFile(path) as file:
+            # Some writers make every page an image of its own.
+            apart = file.series[0].ndim == 2 and len(file.pages) == channels
+            pixels = file.asarray(key=range(channels)) if apart else file.asarray()
     except FileNotFoundError as error:
         raise DataError(f'{path} is listed in the data set but does not exist') from error
     except Exception as error:  # damaged files make it raise almost anything

@@ -62,10 +62,12 @@ class FeatureTargets(Tokenizer):
         view = to_2tuple(view_size)
         features = self.try_with(view)
         grid = tuple(features.shape[2:])
-        if view[0] % grid[0] or view[1] % grid[1]:
-            raise ConfigError(f'{self.name} makes {grid} features of a view of {view} pixels, which they do not tile: change view_size')
         self.target_dim = features.shape[1]
         self.downsample = (view[0] // grid[0], view[1] // grid[1])
+        # Convolutions round up where a view is no multiple of their stride, which timm tells.
+        stride = to_2tuple(self.model.feature_info[-1]['reduction']) if timm_model else self.downsample
+        if self.downsample != tuple(stride) or any(side % pixels for side, pixels in zip(view, self.downsample, strict=True)):
+            raise ConfigError(f'{self.name} makes {grid} features of a view of {view} pixels, which they do not tile: change view_size')
 
     @property
     def name(self) -> str:

@@ -38,7 +38,12 @@ def make_pixels(folder):
     return dict(type='mmcae.PixelTargets', patch_size=8)
 
 
-MAKERS = dict(dalle=make_dalle, vae=make_vae, codebook=make_codebook, pixels=make_pixels)
+def make_features(folder):
+    model = dict(type='mmcae.CAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=(32, 48), patch_size=8)
+    return dict(type='mmcae.FeatureTargets', model=dict(model, out_type='featmap'), view_size=(32, 48), mean=0, std=255)
+
+
+MAKERS = dict(dalle=make_dalle, vae=make_vae, codebook=make_codebook, pixels=make_pixels, features=make_features)
 
 
 @pytest.fixture(params=MAKERS)

@@ -1,6 +1,7 @@
 """From a folder of images to a tokenizer to a pretrained CAE, as a user does it: by tools/train.py, as processes."""
 
 import torch
+from PIL import Image
 
 from mmcae.models import DiscreteVAE
 
@@ -10,7 +11,7 @@ def test_own_tokenizer_from_folder_to_pretraining(image_folder, run_tool, reposi
     options = ['train_dataloader.num_workers=0', 'train_dataloader.batch_size=4', f'train_dataloader.dataset.data_root={folder}']
     sizes = ['model.vocab_size=16', 'model.channels=[8,16]', 'model.num_blocks=1', 'model.code_dim=8']
     schedule = ['train_cfg.max_epochs=2', 'param_scheduler.0.end=2', 'default_hooks.logger.interval=2']
-    scale = ['train_dataloader.dataset.pipeline.1.scale=32']
+    scale = ['train_dataloader.dataset.pipeline.1.size=32']
     code, output = run_tool(
         'tools/train.py',
         'configs/tokenizer/dvae_folder.py',
@@ -24,6 +25,8 @@ def test_own_tokenizer_from_folder_to_pretraining(image_folder, run_tool, reposi
     )
     assert code == 0, output
     assert all(name in output for name in ('loss_reconstruction: ', 'perplexity: ', 'codebook_usage: '))
+    sheets = [Image.open(tmp_path / f'vae/reconstructions/epoch_{epoch}.png') for epoch in (1, 2)]
+    assert sheets[0].size == sheets[1].size and sheets[0].tobytes() != sheets[1].tobytes()
     checkpoint = tmp_path / 'vae/epoch_2.pth'
     assert DiscreteVAE(checkpoint=checkpoint).tokenize(torch.rand(1, 3, 32, 32)).shape == (1, 8, 8)
 
