@@ -111,7 +111,7 @@ def released(tiny_cae, tmp_path):
     latent = dict(feedforward_channels=None)
     model = tiny_cae(
         latent_dims=32,
-        backbone=dict(arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=2), img_size=224),
+        backbone=dict(arch=dict(embed_dims=32, num_layers=2, num_heads=2), img_size=224),
         regressor=dict(in_dims=32, num_layers=1, num_heads=2, **latent),
         decoder=dict(num_layers=1, num_heads=2, **latent),
     )
