@@ -475,8 +475,8 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
             f'{origin} does not fit this {name} ({len(state) - len(unexpected) - len(clashes)} of {len(target)} tensors match). '
             + '. '.join(problems)
             + '. Give the model the arch and patch_size of the checkpoint, its in_channels unless they are 3, and '
-            'layer_scale_init_value=0 where it has no gamma; convert other layouts with tools/model_converters/convert.py; list what may be '
-            'missing or of another shape in init_cfg.allow_missing.'
+            'layer_scale_init_value=0 where it has no gamma; convert other layouts with tools/model_converters/convert.py; list what may '
+            'be missing or of another shape in init_cfg.allow_missing.'
         )
     # strict=False only for what was excused above.
     module.load_state_dict({key: fitted[key] for key in loaded}, strict=False)

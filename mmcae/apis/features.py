@@ -26,8 +26,8 @@ def extract_features(
     images: Iterable[str | Path | np.ndarray],
     img_size: int | tuple[int, int] | None = None,
     batch_size: int = 64,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     device: str | None = None,
     **settings,
 ) -> np.ndarray:
@@ -37,10 +37,11 @@ def extract_features(
 
     Args:
         source: A checkpoint (a path, or its content) of mmcae, the authors, mmpretrain or timm's BEiT; or an encoder.
-        images: Image files, or uint8 arrays (H, W, 3) in RGB, of any sizes. May be a generator: one batch is in memory at a time.
+        images: Image files, or uint8 arrays (H, W, 3) in RGB, of any sizes. For an encoder of other channels as `mmcae.LoadImage` reads
+            them, or arrays (H, W, C). May be a generator: one batch is in memory at a time.
         img_size: Pixels, (h, w) or one number for both; multiples of the patch size. Defaults to what the encoder was made for.
         batch_size: Images per forward pass.
-        mean, std: Of the pixels in [0, 255], RGB. Default to those in the checkpoint's own config, else ImageNet's.
+        mean, std: Of the pixels in [0, 255], for each channel. Default to those in the checkpoint's own config, else ImageNet's for RGB.
         device: Such as 'cuda:0'. Defaults to the GPU where there is one, else the CPU.
         **settings: For a checkpoint: more arguments of :class:`mmcae.models.CAEViT`, such as `out_type`, 'cls_token' by default.
 
@@ -75,14 +76,15 @@ class Preprocess:
     size: tuple[int, int]
     mean: Sequence[float]
     std: Sequence[float]
+    channels: int = 3
 
     def view(self, image: str | Path | np.ndarray) -> np.ndarray:
-        """An image file or array as uint8 RGB (h, w, 3)."""
-        return fit(load_image(image), self.size)
+        """An image file or array as uint8 RGB (h, w, 3), or (h, w, channels)."""
+        return fit(load_image(image, self.channels), self.size)
 
     def normalize(self, views: Sequence[np.ndarray]) -> Tensor:
-        """Views -> float32 (B, 3, h, w)."""
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        """Views -> float32 (B, C, h, w)."""
+        mean, std = (torch.tensor(values, dtype=torch.float32).view(-1, 1, 1) for values in (self.mean, self.std))
         return (to_tensor(views) - mean) / std
 
 
@@ -102,12 +104,14 @@ def load_encoder_and_preprocess(
         content = source if isinstance(source, Mapping) else read_checkpoint(source)
         encoder, normalization = load_encoder(content, **settings), normalization_of(content)
     channels = encoder.patch_embed.proj.in_channels
-    if channels != 3:
-        raise ConfigError(f'Images are read as RGB, but this encoder has {channels} channels: prepare them yourself and call the encoder')
+    if channels != 3 and not (mean and std or normalization.keys() >= {'mean', 'std'}):
+        raise ConfigError(f'This encoder has {channels} channels, and nothing tells how they are normalised: give mean and std')
     size = to_2tuple(img_size) if img_size else tuple(n * p for n, p in zip(encoder.grid, encoder.patch_size, strict=True))
     encoder.grid_of(size)  # refuses what patches do not tile
     mean, std = mean or normalization.get('mean', IMAGENET_MEAN), std or normalization.get('std', IMAGENET_STD)
-    return encoder, Preprocess(size, mean, std)
+    if {len(mean), len(std)} - {1, channels}:
+        raise ConfigError(f'mean has {len(mean)} values and std {len(std)}, but the encoder reads {channels} channels: give one for each')
+    return encoder, Preprocess(size, mean, std, channels)
 
 
 def normalization_of(content: Mapping) -> dict[str, tuple[float, ...]]:
@@ -118,9 +122,9 @@ def normalization_of(content: Mapping) -> dict[str, tuple[float, ...]]:
         return {}
     settings = config_section(text, 'model').get('data_preprocessor') or config_section(text, 'data_preprocessor')
     found = {name: (settings or {}).get(name) for name in ('mean', 'std')}
-    return {name: value for name, value in found.items() if is_triple(value)}
+    return {name: value for name, value in found.items() if are_numbers(value)}
 
 
-def is_triple(value) -> bool:
-    """Whether it is a sequence of three numbers."""
-    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+def are_numbers(value) -> bool:
+    """Whether it is a sequence of numbers."""
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(number, int | float) for number in value)

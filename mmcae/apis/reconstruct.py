@@ -16,6 +16,7 @@ from ..models import CAE
 from ..registry import MODELS
 from ..utils.config import load_config
 from ..utils.errors import ConfigError
+from ..visualization.sheet import as_rgb
 from .images import fit, load_image, to_tensor
 
 
@@ -72,7 +73,8 @@ def reconstruct(
 
     Args:
         model: From :func:`load_pretrained`; or a config and a checkpoint of it.
-        image: File, or uint8 array (H, W, 3) in RGB; cut to the proportions of `img_size` and resized.
+        image: File, or uint8 array (H, W, 3) in RGB, or of the channels that the model reads; cut to the proportions of `img_size` and
+            resized.
         mask: bool (rows, columns), True = masked; or the share of patches to mask at random.
         img_size: Pixels, (h, w) or one number for both. Defaults to what the encoder was made for.
         seed: Of the random mask.
@@ -87,7 +89,7 @@ def reconstruct(
     size = to_2tuple(img_size) if img_size else tuple(n * p for n, p in zip(encoder.grid, encoder.patch_size, strict=True))
     grid = encoder.grid_of(size)
     mask = check_mask(mask, grid, seed)
-    image = load_image(image)
+    image = load_image(image, encoder.patch_embed.proj.in_channels)
     view = fit(image, size)
     second_size = tuple(n * p for n, p in zip(grid, tokenizer.downsample, strict=True))
     second_view = fit(image, second_size, Image.Resampling.LANCZOS)
@@ -105,6 +107,7 @@ def reconstruct(
         predicted[masked] = guess
         drawn = [tokenizer.decode(targets, reference=reference) for targets in (predicted, true)]
     pictures = [to_picture(picture * tokenizer.std + tokenizer.mean) for picture in drawn]
+    view = as_rgb(view)
     return Reconstruction(view, hide(view, mask), *pictures, mask, accuracy)
 
 
@@ -131,6 +134,5 @@ def hide(image: np.ndarray, mask: np.ndarray, grey: int = 128) -> np.ndarray:
 
 
 def to_picture(image: Tensor) -> np.ndarray:
-    """(1, C, h, w) in [0, 255], C being 1 or 3 -> uint8 (h, w, 3)."""
-    picture = image[0].clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return np.repeat(picture, 3, axis=2) if picture.shape[2] == 1 else picture
+    """(1, C, h, w) in [0, 255] -> uint8 (h, w, 3)."""
+    return as_rgb(image[0].permute(1, 2, 0).cpu().numpy())

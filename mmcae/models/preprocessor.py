@@ -34,7 +34,8 @@ class TwoViewPreprocessor(TwoNormDataPreprocessor):
         for prefix, means, stds in (('', mean, std), ('second_', second_mean, second_std)):
             if len(means) != len(stds) and 1 not in (len(means), len(stds)):
                 raise ConfigError(
-                    f'data_preprocessor.{prefix}mean has {len(means)} values and {prefix}std {len(stds)}: give both one for each channel, or a single one'
+                    f'data_preprocessor.{prefix}mean has {len(means)} values and {prefix}std {len(stds)}: give both one for each channel, '
+                    'or a single one'
                 )
             if min(stds) <= 0:
                 raise ConfigError(f'data_preprocessor.{prefix}std={list(stds)} must be positive')

@@ -25,6 +25,12 @@ def enlarge(image: np.ndarray, side: int, smooth: bool = True) -> np.ndarray:
     return np.array(Image.fromarray(image).resize((round(width * scale), round(height * scale)), resample))
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """An image (h, w, C) with values in [0, 255] as uint8 (h, w, 3): of more than three channels the first three, of fewer the first."""
+    shown = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    return shown.clip(0, 255).round().astype(np.uint8)
+
+
 def picture_sheet(
     rows: Sequence[Sequence[np.ndarray | None]],
     columns: Sequence[str],

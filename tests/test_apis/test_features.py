@@ -71,7 +71,8 @@ def test_a_checkpoint_brings_its_own_normalisation(tiny_cae, images, tmp_path):
     [
         ('model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[4, 5, 6]))', dict(mean=(1.0, 2.0, 3.0), std=(4, 5, 6))),
         ('data_preprocessor = dict(mean=[1.0, 2.0, 3.0])', dict(mean=(1.0, 2.0, 3.0))),
-        ('data_preprocessor = dict(mean=[0.5], std=read())', {}),
+        ('data_preprocessor = dict(mean=[0.5], std=read())', dict(mean=(0.5,))),
+        ('data_preprocessor = dict(mean=[], std=read())', {}),
         ('x = 1', {}),
     ],
 )
@@ -98,3 +99,30 @@ def test_bad_input_is_named(tiny_cae, images, tmp_path):
         extract_features(tiny_cae(backbone=dict(in_channels=4)).backbone, images)
     with pytest.raises(ConfigError, match='one block'):
         extract_features(tiny_cae(backbone=dict(out_indices=(0, 1))).backbone, images)
+
+
+@pytest.mark.parametrize('channels', [1, 5])
+def test_other_channels(tiny_cae, channels, tmp_path):
+    """Files and arrays, 8 bits and 16, against normalising and calling by hand; the statistics are asked for."""
+    import tifffile
+
+    encoder = tiny_cae(backbone=dict(in_channels=channels)).backbone.eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, channels), np.uint8)
+    settings = dict(mean=list(range(channels)), std=[50.0], device='cpu')
+    features = extract_features(encoder, [pixels], **settings)
+    with torch.no_grad():
+        view = torch.from_numpy((pixels - np.arange(channels, dtype=np.float32)) / 50).permute(2, 0, 1)[None]
+        np.testing.assert_allclose(features, encoder(view)[0], rtol=1e-4, atol=1e-5)
+    if channels == 5:
+        tifffile.imwrite(tmp_path / 'x.tif', pixels.astype(np.uint16) * 257, photometric='minisblack', planarconfig='contig')
+    else:
+        Image.fromarray(pixels[..., 0]).save(tmp_path / 'x.tif')
+    np.testing.assert_allclose(extract_features(encoder, [tmp_path / 'x.tif'], **settings), features, rtol=1e-4, atol=1e-5)
+    wide = extract_features(encoder, [np.repeat(pixels, 2, axis=1)], img_size=(64, 64), **settings)
+    assert wide.shape == features.shape and not np.allclose(wide, features)
+    with pytest.raises(ConfigError, match='nothing tells how they are normalised'):
+        extract_features(encoder, [pixels])
+    with pytest.raises(ConfigError, match=f'2 values and std 1, but the encoder reads {channels} channels'):
+        extract_features(encoder, [pixels], mean=[0, 0], std=[1])
+    with pytest.raises(DataError, match=rf'\(height, width, {channels}\), or float32'):
+        extract_features(encoder, [pixels.repeat(2, axis=2)], **settings)

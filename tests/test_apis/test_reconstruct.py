@@ -158,3 +158,20 @@ def test_a_checkpoint_of_another_model_is_refused(model, codebook, tmp_path):
     (tmp_path / 'other.py').write_text("default_scope = 'mmpretrain'\nmodel = dict(type='mmcae.PatchCodebook')\n")
     with pytest.raises(ConfigError, match='PatchCodebook'):
         load_pretrained(tmp_path / 'other.py', checkpoint)
+
+
+def test_grey_images_are_drawn_in_grey(tiny_cae):
+    """Pixel targets of one channel: the pictures have three equal ones."""
+    model = tiny_cae(
+        backbone=dict(in_channels=1),
+        decoder=dict(num_outputs=None),
+        target_generator=dict(type='mmcae.PixelTargets', patch_size=16, in_channels=1),
+        data_preprocessor=dict(type='mmcae.TwoViewPreprocessor', mean=[127.5], std=[50.0]),
+    ).eval()
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 1), np.uint8)
+    result = reconstruct(model, image)
+    assert result.accuracy is None
+    for picture in (result.image, result.masked, result.predicted, result.tokenized):
+        assert picture.shape == (64, 64, 3) and (picture == picture[..., :1]).all()
+    np.testing.assert_array_equal(result.image[..., :1], image)
+    np.testing.assert_allclose(result.tokenized[..., :1], image, atol=1)

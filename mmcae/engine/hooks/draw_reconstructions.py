@@ -11,15 +11,15 @@ from torch import Tensor
 from ...evaluation.features import unwrapped
 from ...registry import HOOKS
 from ...utils.errors import ConfigError
-from ...visualization.sheet import picture_sheet, save_picture
+from ...visualization.sheet import as_rgb, picture_sheet, save_picture
 
 
 @HOOKS.register_module()
 class DrawReconstructions(Hook):
     """Write a sheet of images as they are and as the tokenizer draws them from their tokens alone: `WORK_DIR/reconstructions/`.
 
-    The images are the first of the run's first batch, the same in all sheets. Of images with more than three channels the first three are
-    shown as red, green and blue, of those with two the first.
+    The images are the first of the run's first batch, the same in all sheets; see :func:`mmcae.visualization.sheet.as_rgb` for those with
+    other channels than three.
 
     Args:
         interval: Epochs, or iterations, between two sheets.
@@ -77,5 +77,4 @@ def reconstruct_views(model, views: Tensor) -> tuple[list[np.ndarray], list[np.n
 
 def to_rgb(image: Tensor) -> np.ndarray:
     """(C, h, w) in [0, 1] -> uint8 (h, w, 3)."""
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return (shown.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return as_rgb(255 * image.permute(1, 2, 0).cpu().numpy())
