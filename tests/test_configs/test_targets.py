@@ -9,6 +9,7 @@ import torch
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
 from mmpretrain.models.selfsup.cae import DALLEEncoder
+from mmpretrain.structures import DataSample
 from safetensors.torch import save_file
 
 import mmcae.datasets  # noqa: F401
@@ -68,3 +69,15 @@ def test_one_line(recipe, target, weights, image_folder, tmp_path):
     data = dict(inputs=[view[None] for view in sample['inputs']], data_samples=[sample['data_samples']])
     losses = model(**model.data_preprocessor(data), mode='loss')
     assert losses['loss_main'].isfinite() and ('mlm_acc' in losses) == (target in ('dalle', 'dvae'))
+
+
+@pytest.mark.parametrize(('target', 'outputs'), [('dvae', 12), ('pixels', 192), ('features', 96)])
+def test_digits(target, outputs, weights):
+    """The small recipes that docs/tokenizers.md compares."""
+    cfg = load_config(CONFIGS / f'digits/cae_{target}_vit-digits.py')
+    if target != 'pixels':
+        cfg.model.target_generator.checkpoint = str(weights / 'dvae.pth') if target == 'dvae' else None
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    assert type(model.target_generator).__name__ == TARGETS[target][0] and model.decoder.head.out_features == outputs
+    model.check_sample([torch.zeros(3, 32, 32)] * 2, DataSample().set_mask(torch.eye(4, dtype=torch.bool)))

@@ -1,12 +1,14 @@
 """Images that are not RGB: grey, and TIFF files with any number of channels, through loading and cropping."""
 
+import sys
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from mmcae.datasets.transforms import LoadImage, OneViewCrop, TwoViewCrop
-from mmcae.utils.errors import ConfigError, DataError
+from mmcae.utils.errors import ConfigError, DataError, DependencyError
 
 
 def load(path, channels):
@@ -55,7 +57,7 @@ def test_sixteen_bits_lose_nothing(tmp_path):
     assert np.array_equal((loaded * 257).round(), deep)
 
 
-def test_what_cannot_be_read_is_named(pixels, tmp_path):
+def test_what_cannot_be_read_is_named(pixels, tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / 'five.tif', pixels, photometric='minisblack', planarconfig='contig')
     with pytest.raises(DataError, match=r'five.tif has the shape \(20, 30, 5\), .*4 channels'):
         load(tmp_path / 'five.tif', 4)
@@ -70,6 +72,9 @@ def test_what_cannot_be_read_is_named(pixels, tmp_path):
     Image.fromarray(pixels[..., :3]).save(tmp_path / 'rgb.png')
     with pytest.raises(DataError, match='read from TIFF files only'):
         load(tmp_path / 'rgb.png', 5)
+    with monkeypatch.context() as patched, pytest.raises(DependencyError, match='pip install tifffile'):
+        patched.setitem(sys.modules, 'tifffile', None)
+        load(tmp_path / 'five.tif', 5)
     with pytest.raises(ConfigError, match='at least one channel'):
         LoadImage(channels=0)
 
