@@ -69,6 +69,10 @@ class FeatureTargets(Tokenizer):
         if self.downsample != tuple(stride) or any(side % pixels for side, pixels in zip(view, self.downsample, strict=True)):
             raise ConfigError(f'{self.name} makes {grid} features of a view of {view} pixels, which they do not tile: change view_size')
 
+    def init_weights(self):
+        """Nothing: the weights are those of the checkpoint, which the model's own initialisation would overwrite."""
+        self._is_init = True
+
     @property
     def name(self) -> str:
         return type(self.model).__name__

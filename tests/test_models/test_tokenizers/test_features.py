@@ -88,6 +88,20 @@ def test_loss_in_cae_is_the_squared_error(tiny_cae):
     assert 'mlm_acc' not in losses
 
 
+@pytest.mark.parametrize('kind', ['timm', 'mmcae'])
+def test_the_start_of_a_pretraining_leaves_the_weights_alone(kind, tiny_cae):
+    """Models of all three libraries would draw new ones when they are asked to initialise themselves."""
+    model = dict(
+        timm=dict(type='timm', model_name='vit_tiny_patch16_224', img_size=32, **VIT),
+        mmcae=dict(type='mmcae.CAEViT', arch=dict(embed_dims=20, num_layers=1, num_heads=2), img_size=32, patch_size=8, out_type='featmap'),
+    )[kind]
+    targets = dict(type='mmcae.FeatureTargets', model=model, view_size=32)
+    cae = tiny_cae(target_generator=targets, decoder=dict(num_outputs=None))
+    before = {key: value.clone() for key, value in cae.target_generator.state_dict().items()}
+    cae.init_weights()
+    assert before and all(torch.equal(value, before[key]) for key, value in cae.target_generator.state_dict().items())
+
+
 def test_normalisation_of_the_view():
     """Channel by channel: ImageNet's unless said otherwise."""
     targets = FeatureTargets(dict(type='mmpretrain.ResNet', depth=18), 64)
