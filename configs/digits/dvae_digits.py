@@ -1,4 +1,4 @@
-"""A discrete VAE on the embedded digits, in colour: half a minute of one core. To compare with tokenizer_digits.py, and to try things on.
+"""A discrete VAE on the embedded digits: half a minute of one core, in which it learns shapes but hardly colours. To compare with tokenizer_digits.py, and to try things on.
 
     python tools/train.py configs/digits/dvae_digits.py
     python tools/train.py configs/digits/cae_vit-digits.py --work-dir work_dirs/cae_dvae --cfg-options model.decoder.num_outputs=128 \\
