@@ -1,8 +1,8 @@
-"""A discrete VAE on the embedded digits: half a minute of one core, in which it learns shapes but hardly colours. To compare with tokenizer_digits.py, and to try things on.
+"""A discrete VAE on the embedded digits: half a minute of one core, in which it learns shapes but hardly colours. To compare with
+tokenizer_digits.py, and to try things on.
 
     python tools/train.py configs/digits/dvae_digits.py
-    python tools/train.py configs/digits/cae_vit-digits.py --work-dir work_dirs/cae_dvae --cfg-options model.decoder.num_outputs=128 \\
-        model.target_generator.type=mmcae.DiscreteVAE model.target_generator.checkpoint=work_dirs/dvae_digits/tokenizer.pth
+    python tools/train.py configs/digits/cae_dvae_vit-digits.py
 """
 
 _base_ = ['tokenizer_digits.py']
