@@ -128,6 +128,8 @@ def encoder_settings(state: StateDict, num_heads: int | None = None, config: Map
         layer_scale_init_value=float('blocks.0.gamma_1' in state),
         use_rel_pos_bias='blocks.0.attn.relative_position_bias_table' in state,
         final_norm='norm.weight' in state,
+        window_size=config.get('window_size'),
+        global_blocks=config.get('global_blocks', ()),
     )
 
 
@@ -214,7 +216,7 @@ def head_count(dim: int, inner: int, name: str, given: int | None = None, told: 
 
 
 def config_of(content: Mapping) -> dict:
-    """What a checkpoint's own config tells that its tensors do not: `num_heads`, `decoder_num_heads`, `img_size`.
+    """What a checkpoint's own config tells that its tensors do not: `num_heads`, `decoder_num_heads`, `img_size`, and windows.
 
     Args:
         content: A checkpoint's content with mmengine's config text in `meta`, or with the authors' arguments; other content has none.
@@ -229,7 +231,11 @@ def config_of(content: Mapping) -> dict:
     arch = backbone.get('arch')
     sizes = arch if isinstance(arch, dict) else architectures(backbone).get(str(arch), {})
     found = dict(num_heads=sizes.get('num_heads'), decoder_num_heads=latent.get('num_heads'), img_size=backbone.get('img_size'))
-    return {key: value for key, value in found.items() if is_size(value)}
+    found = {key: value for key, value in found.items() if is_size(value)}
+    window, blocks = backbone.get('window_size'), backbone.get('global_blocks', ())
+    if type(window) is int and window > 0 and isinstance(blocks, tuple) and all(type(block) is int for block in blocks):
+        found |= dict(window_size=window, global_blocks=blocks)
+    return found
 
 
 def is_size(value) -> bool:

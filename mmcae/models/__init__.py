@@ -4,7 +4,7 @@ from ..registry import MODELS, register_lazily
 from .cae import CAE
 from .decoder import CAEDecoder
 from .heads import AttentiveClsHead
-from .necks import DeconvPyramid
+from .necks import DeconvPyramid, SimpleFeaturePyramid
 from .preprocessor import TwoViewPreprocessor
 from .regressor import LatentContextualRegressor
 from .tokenizers import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets
@@ -24,5 +24,6 @@ __all__ = [
     'LatentContextualRegressor',
     'PatchCodebook',
     'PixelTargets',
+    'SimpleFeaturePyramid',
     'TwoViewPreprocessor',
 ]

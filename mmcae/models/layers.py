@@ -9,6 +9,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from .relative_position import relative_position_bias, table_length
+from .windows import window_attention
 
 LAYER_NORM_EPS = 1e-6
 INIT_STD = 0.02
@@ -31,11 +32,14 @@ class SelfAttention(nn.Module):
         dim: Width C of the tokens.
         num_heads: Number of heads; each is `dim // num_heads` wide, so the inner width is smaller than `dim` where it does not divide.
         bias_grid: (h, w) of the patch grid for which to learn a relative position bias, or None for no bias.
+        window: Height and width, in patches, of the windows to attend in, see :func:`.windows.window_attention`; `bias_grid` is that of a
+            window then. None: attention between all tokens.
     """
 
-    def __init__(self, dim: int, num_heads: int, bias_grid: tuple[int, int] | None = None):
+    def __init__(self, dim: int, num_heads: int, bias_grid: tuple[int, int] | None = None, window: int | None = None):
         super().__init__()
         self.num_heads = num_heads
+        self.window = window
         inner = dim // num_heads * num_heads
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(inner))
@@ -46,15 +50,19 @@ class SelfAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros(table_length(bias_grid), num_heads)) if bias_grid else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """(B, n, C) -> (B, n, C). `grid` is the patch grid behind the tokens; only the relative position bias needs it."""
+        """(B, n, C) -> (B, n, C). `grid` is the patch grid behind the tokens; relative position bias and windows need it."""
         batch, length, _ = x.shape
-        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
-        qkv = F.linear(x, self.qkv.weight, bias).reshape(batch, length, 3, self.num_heads, -1)
+        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(x, self.qkv.weight, qkv_bias).reshape(batch, length, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        mask = None
+        bias = None
         if self.bias_grid:
-            mask = relative_position_bias(self.relative_position_bias_table, self.bias_grid, grid or self.bias_grid).to(q.dtype)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            between = (self.window, self.window) if self.window else grid or self.bias_grid
+            bias = relative_position_bias(self.relative_position_bias_table, self.bias_grid, between).to(q.dtype)
+        if self.window:
+            x = window_attention(q, k, v, grid, self.window, bias)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(x.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -67,7 +75,7 @@ class Block(nn.Module):
         hidden: Width of the MLP's hidden layer; 4 C where not given.
         drop_path: Probability in [0, 1) of dropping a residual branch, per sample.
         init_value: Initial value of the layer scale g1, g2; 0 leaves it out.
-        bias_grid: See :class:`SelfAttention`.
+        bias_grid, window: See :class:`SelfAttention`.
     """
 
     def __init__(
@@ -78,10 +86,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         init_value: float = 0.0,
         bias_grid: tuple[int, int] | None = None,
+        window: int | None = None,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = SelfAttention(dim, num_heads, bias_grid)
+        self.attn = SelfAttention(dim, num_heads, bias_grid, window)
         self.gamma_1 = layer_scale(dim, init_value)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, hidden or 4 * dim)

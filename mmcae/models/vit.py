@@ -53,6 +53,9 @@ class CAEViT(BaseModule):
         drop_path_rate: Stochastic depth of the last block in [0, 1); earlier blocks have linearly less, the first none.
         layer_scale_init_value: Initial layer scale; 0 leaves layer scale out.
         use_rel_pos_bias: Learn a relative position bias in every block, zero at the start.
+        window_size: Height and width, in patches, of the windows within which patches attend, see :func:`.windows.window_attention`:
+            cheaper on large images (ViTDet, arXiv 2203.16527). A relative position bias is then learnt for a window. None: no windows.
+        global_blocks: With windows, the blocks, numbered from 0, in which all tokens attend to all.
         out_indices: Blocks after which :meth:`forward` gives an output; negative ones count from the end.
         out_type: What :meth:`forward` gives for each of them: 'cls_token' (B, C); 'avg_featmap' (B, C), the final norm of the mean
             over the patch tokens; 'featmap' (B, C, h, w), contiguous; 'raw' (B, 1 + h * w, C), the cls token first.
@@ -64,7 +67,8 @@ class CAEViT(BaseModule):
             :mod:`mmcae.checkpoints`: any mmcae, official or mmpretrain CAE checkpoint.
 
     Raises:
-        ConfigError: An unknown `arch` or `out_type`, an `img_size` or input that the patches do not tile, a block that is not there.
+        ConfigError: An unknown `arch` or `out_type`, an `img_size` or input that the patches do not tile, a block that is not there,
+            a `window_size` below 1, or `global_blocks` without windows.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class CAEViT(BaseModule):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
         use_rel_pos_bias: bool = False,
+        window_size: int | None = None,
+        global_blocks: Sequence[int] = (),
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'cls_token',
         final_norm: bool = True,
@@ -92,6 +98,13 @@ class CAEViT(BaseModule):
             raise ConfigError(f'out_type={out_type!r} is none of {OUT_TYPES}')
         self.out_type = out_type
         self.out_indices = self.absolute_indices(out_indices)
+        if window_size is not None and window_size < 1 or window_size is None and global_blocks:
+            raise ConfigError(f'window_size={window_size} with global_blocks={global_blocks}: set window_size to 1 or more patches')
+        wrong = sorted(set(global_blocks) - set(range(self.num_layers)))
+        if wrong:
+            raise ConfigError(f'global_blocks {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
+        self.window_size = window_size
+        windows = [None if depth in global_blocks else window_size for depth in range(self.num_layers)]
         if not -1 <= frozen_stages <= self.num_layers:
             raise ConfigError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
         self.frozen_stages = frozen_stages
@@ -109,9 +122,10 @@ class CAEViT(BaseModule):
                 sizes.get('feedforward_channels'),
                 drop_path=rate,
                 init_value=layer_scale_init_value,
-                bias_grid=self.grid if use_rel_pos_bias else None,
+                bias_grid=(to_2tuple(window) if window else self.grid) if use_rel_pos_bias else None,
+                window=window,
             )
-            for rate in drop_path_rates(drop_path_rate, self.num_layers)
+            for window, rate in zip(windows, drop_path_rates(drop_path_rate, self.num_layers), strict=True)
         )
         self.norm = nn.LayerNorm(self.embed_dims, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
         init_stack(self)
@@ -126,7 +140,12 @@ class CAEViT(BaseModule):
 
         Returns:
             (B, 1 + n, C) after the final norm: the cls token, then the patches in the order of `index`.
+
+        Raises:
+            ConfigError: An `index` for an encoder with windows, which consist of whole images.
         """
+        if index is not None and self.window_size:
+            raise ConfigError('Windows of patches need all patches of an image: pretrain without window_size, and set it for detection')
         x, grid = self.embed(images, index)
         for block in self.blocks:
             x = self.run(block, x, grid)
@@ -226,6 +245,7 @@ class CAEViT(BaseModule):
         3 / in_channels, so that activations keep their size.
         """
         fitted = dict(state)
+        grids = {f'blocks.{i}.attn.relative_position_bias_table': block.attn.bias_grid for i, block in enumerate(self.blocks)}
         for key, value in state.items():
             if key == 'pos_embed' and value.shape[1] != self.pos_embed.shape[1]:
                 source = square_grid(value.shape[1] - 1, key)
@@ -233,9 +253,9 @@ class CAEViT(BaseModule):
                 fitted[key] = torch.cat((value[:, :1].float(), patches), dim=1)
             elif key == 'patch_embed.proj.weight' and value.shape[1] == 3 != self.patch_embed.proj.in_channels:
                 fitted[key] = adapt_input_conv(self.patch_embed.proj.in_channels, value)
-            elif key.endswith('relative_position_bias_table') and len(value) != table_length(self.grid):
+            elif grids.get(key) and len(value) != table_length(grids[key]):
                 side = square_grid(len(value) - CLS_ROWS, key)[0]
-                fitted[key] = resize_bias_table(value.float(), ((side + 1) // 2, (side + 1) // 2), self.grid)
+                fitted[key] = resize_bias_table(value.float(), ((side + 1) // 2, (side + 1) // 2), grids[key])
         return fitted
 
     def frozen_modules(self) -> list[nn.Module]:

@@ -191,6 +191,21 @@ def test_own_runs_need_no_arguments(tiny_cae):
     assert load_encoder(content).blocks[0].attn.num_heads == 4
 
 
+@torch.no_grad()
+def test_windows_are_in_the_config():
+    """The encoder of a detector with windows has them as a feature extractor too: its tensors do not tell."""
+    from mmengine.config import Config
+
+    backbone = dict(arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64, window_size=2, global_blocks=(1,))
+    source = CAEViT(**backbone).eval()
+    config = Config(dict(model=dict(backbone=dict(type='mmcae.CAEViT', **backbone), neck=dict(type='mmcae.SimpleFeaturePyramid'))))
+    state = {f'backbone.{name}': value for name, value in source.state_dict().items()}
+    model = load_encoder(dict(state_dict=state, meta=dict(cfg=config.pretty_text)))
+    assert [block.attn.window for block in model.blocks] == [2, None, 2]
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(model(images), source(images))
+
+
 @pytest.mark.parametrize(('name', 'heads'), [('cae_base_patch16_224_8k_vocab', 12), ('cae_large_patch16_224_8k_vocab', 16)])
 def test_heads_of_the_authors_arguments(name, heads):
     """Their arguments name the model; the decoder's heads among them are ignored by their code."""
@@ -210,6 +225,8 @@ def test_heads_of_the_authors_arguments(name, heads):
         'model = dict(backbone=[1, 2], decoder=None)',
         'model = {{}: 1, "backbone": {"arch": [{}]}}',
         'model = dict(backbone=dict(arch=dict(num_heads="12"), img_size=(None, 3)))',
+        'model = dict(backbone=dict(window_size="14", global_blocks=(1,)))',
+        'model = dict(backbone=dict(window_size=14, global_blocks=3))',
     ],
 )
 def test_config_text_is_never_run(text):

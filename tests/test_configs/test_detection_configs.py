@@ -45,7 +45,7 @@ def size_of(name):
 
 
 def test_every_recipe_is_listed(repository):
-    found = {path for folder in ('mask_rcnn', 'cascade_mask_rcnn') for path in (repository / 'configs' / folder).glob('*.py')}
+    found = {path for folder in ('mask_rcnn', 'cascade_mask_rcnn') for path in (repository / 'configs' / folder).glob('*_vit-*.py')}
     assert {f'{path.parent.name}/{path.stem}' for path in found} == set(RECIPES)
 
 

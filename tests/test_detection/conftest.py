@@ -17,15 +17,12 @@ from mmcae.utils.config import load_config
 
 MASK_RCNN = 'configs/mask_rcnn/mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco.py'
 CASCADE = 'configs/cascade_mask_rcnn/cascade-mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco.py'
+VITDET = 'configs/mask_rcnn/mask-rcnn_vitdet-base-p16_cae_32xb2-amp-lsj-1024-100e_coco.py'
+VITDET_CASCADE = 'configs/cascade_mask_rcnn/cascade-mask-rcnn_vitdet-base-p16_cae_32xb2-amp-lsj-1024-100e_coco.py'
 ENCODER = dict(embed_dims=32, num_layers=4, num_heads=4)
 CLASSES = ('cat', 'dog')
 SHRUNK = {
     'model.backbone.arch': ENCODER,
-    'model.backbone.img_size': (96, 160),
-    'model.backbone.out_indices': (0, 1, 2, 3),
-    'model.neck.0.in_channels': 32,
-    'model.neck.1.in_channels': [32] * 4,
-    'model.neck.1.out_channels': 16,
     'model.rpn_head.in_channels': 16,
     'model.rpn_head.feat_channels': 16,
     'model.roi_head.bbox_roi_extractor.out_channels': 16,
@@ -35,6 +32,23 @@ SHRUNK = {
     'model.roi_head.mask_head.num_classes': len(CLASSES),
     'model.train_cfg.rpn_proposal.max_per_img': 50,
     'model.test_cfg.rpn.max_per_img': 50,
+}
+SHRUNK_PAPER = {
+    'model.backbone.img_size': (96, 160),
+    'model.backbone.out_indices': (0, 1, 2, 3),
+    'model.neck.0.in_channels': 32,
+    'model.neck.1.in_channels': [32] * 4,
+    'model.neck.1.out_channels': 16,
+}
+# 96x96 instead of 1024x1024, and windows of 4 patches, which 6 x 6 patches stick out of as 64 x 64 do of windows of 14.
+SHRUNK_VITDET = {
+    'model.backbone.img_size': (96, 96),
+    'model.backbone.out_indices': (3,),
+    'model.backbone.window_size': 4,
+    'model.backbone.global_blocks': (1, 3),
+    'model.data_preprocessor.pad_size_divisor': 96,
+    'model.neck.in_channels': 32,
+    'model.neck.out_channels': 16,
 }
 SHRUNK_BOX_HEAD = dict(in_channels=16, conv_out_channels=16, fc_out_channels=32, num_classes=len(CLASSES))
 
@@ -62,7 +76,7 @@ def small_recipe(repository, pretrained):
         heads = cfg.model.roi_head.bbox_head
         for head in heads if isinstance(heads, list) else [heads]:
             head.update(SHRUNK_BOX_HEAD)
-        small = SHRUNK | {'model.backbone.init_cfg.checkpoint': str(pretrained)}
+        small = SHRUNK | (SHRUNK_VITDET if 'vitdet' in recipe else SHRUNK_PAPER) | {'model.backbone.init_cfg.checkpoint': str(pretrained)}
         for key, value in (small | {key.replace('__', '.'): value for key, value in changes.items()}).items():
             change(cfg, key, value)
         return cfg

@@ -5,6 +5,8 @@ import torch
 
 from mmcae.models import CAEViT
 
+MASK_RCNN = 'configs/mask_rcnn/mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco.py'
+VITDET = 'configs/mask_rcnn/mask-rcnn_vitdet-base-p16_cae_32xb2-amp-lsj-1024-100e_coco.py'
 SIZES = [(96, 160), (64, 64), (160, 96), (32, 224)]  # that of the position table, a square one, portrait, and a band
 
 
@@ -77,8 +79,25 @@ def test_every_map_of_the_detector(detector, size, training, with_cp):
         assert_read_right([m.detach() for m in pyramid], [4, 8, 16, 32], size)
         features = model.neck[1](pyramid)
     assert_read_right([m.detach() for m in features], [4, 8, 16, 32, 64], size)
+    assert_box_head_gets(model.roi_head.bbox_roi_extractor, features, size)
 
-    extractor = model.roi_head.bbox_roi_extractor
+
+@pytest.mark.parametrize('size', [(96, 96), (64, 192)])  # that of the position table and windows that stick out, and another
+@pytest.mark.parametrize(('training', 'with_cp'), [(False, False), (True, False), (True, True)])
+def test_every_map_of_vitdet(detector, size, training, with_cp):
+    """Encoder with windows and simple feature pyramid; last, what the box head gets."""
+    model = detector(VITDET, model__backbone__with_cp=with_cp).train(training)
+    with torch.set_grad_enabled(training):
+        encoded = model.backbone(torch.randn(2, 3, *size))
+        features = model.neck(encoded)
+    assert_read_right([m.detach() for m in encoded], [16], size)
+    assert [tuple(m.shape[2:]) for m in features[:4]] == [(size[0] // s, size[1] // s) for s in (4, 8, 16, 32)]
+    assert_read_right([m.detach() for m in features], [4, 8, 16, 32, 64], size)
+    assert_box_head_gets(model.roi_head.bbox_roi_extractor, features, size)
+
+
+def assert_box_head_gets(extractor, features, size):
+    """Each box's cut from the level that belongs to its size."""
     rois = random_rois(size, 2)
     levels = extractor.map_roi_levels(rois, 4)
     found = extractor(features[:4], rois).detach().double()
@@ -115,9 +134,10 @@ def test_maps_of_one_block(final_norm):
 
 
 @torch.no_grad()
-def test_channels_last(detector):
+@pytest.mark.parametrize('recipe', [MASK_RCNN, VITDET])
+def test_channels_last(detector, recipe):
     """Images and weights in channels_last, as people set it for speed, change nothing in what the heads get."""
-    model, images, rois = detector().eval(), torch.randn(2, 3, 64, 96), random_rois((64, 96), 2)
+    model, images, rois = detector(recipe).eval(), torch.randn(2, 3, 64, 96), random_rois((64, 96), 2)
     wanted = model.roi_head.bbox_roi_extractor(model.extract_feat(images)[:4], rois)
     model.to(memory_format=torch.channels_last)
     maps = model.extract_feat(images.to(memory_format=torch.channels_last))[:4]

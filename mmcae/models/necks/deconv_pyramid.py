@@ -5,6 +5,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ...utils.errors import ConfigError
 
 
 @MODELS.register_module()
@@ -20,7 +21,7 @@ class DeconvPyramid(BaseModule):
         norm_cfg: The norm between the two transposed convolutions of factor 4.
 
     Raises:
-        ValueError: A factor that is none of these.
+        ConfigError: A factor that is none of these.
     """
 
     def __init__(
@@ -30,34 +31,43 @@ class DeconvPyramid(BaseModule):
         norm_cfg: dict = dict(type='SyncBN'),  # noqa: B006  (mmcv's convention)
     ):
         super().__init__()
-        self.scales = nn.ModuleList(self.scale(in_channels, factor, norm_cfg) for factor in factors)
-
-    @staticmethod
-    def scale(channels: int, factor: float, norm_cfg: dict) -> nn.Module:
-        """The module that resamples a map by one factor."""
-        if factor == 4:
-            norm = build_norm_layer(norm_cfg, channels)[1]
-            return nn.Sequential(double(channels), norm, nn.GELU(), double(channels))
-        if factor == 2:
-            return nn.Sequential(double(channels))
-        if factor == 1:
-            return nn.Identity()
-        if factor == 0.5:
-            return nn.MaxPool2d(2, 2)
-        raise ValueError(f'DeconvPyramid has the factors 4, 2, 1 and 0.5, not {factor}')
+        self.scales = nn.ModuleList(resample([in_channels] * 3, factor, norm_cfg) for factor in factors)
 
     def forward(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Maps (B, C, h, w), one per factor -> maps (B, C, f h, f w), contiguous.
 
         Raises:
-            ValueError: As many maps as factors are needed.
+            ConfigError: As many maps as factors are needed.
         """
         if len(maps) != len(self.scales):
-            raise ValueError(f'{len(maps)} maps for {len(self.scales)} factors: set out_indices of the backbone to as many blocks')
+            raise ConfigError(f'{len(maps)} maps for {len(self.scales)} factors: set out_indices of the backbone to as many blocks')
         # Contiguous, because mmcv's RoIAlign on CPU misreads other memory layouts, which deconvolutions hand on.
         return tuple(scale(x).contiguous() for scale, x in zip(self.scales, maps, strict=True))
 
 
-def double(channels: int) -> nn.Module:
+def resample(channels: list[int], factor: float, norm_cfg: dict) -> nn.Module:
+    """The module that resamples a map by a factor.
+
+    Args:
+        channels: Of the map, and after each of up to two enlargements.
+        factor: 4, 2, 1 or 0.5.
+        norm_cfg: The norm between two enlargements.
+
+    Raises:
+        ConfigError: Another factor.
+    """
+    if factor == 4:
+        norm = build_norm_layer(norm_cfg, channels[1])[1]
+        return nn.Sequential(double(*channels[:2]), norm, nn.GELU(), double(*channels[1:]))
+    if factor == 2:
+        return nn.Sequential(double(*channels[:2]))
+    if factor == 1:
+        return nn.Identity()
+    if factor == 0.5:
+        return nn.MaxPool2d(2, 2)
+    raise ConfigError(f'A pyramid has the factors 4, 2, 1 and 0.5, not {factor}')
+
+
+def double(in_channels: int, out_channels: int) -> nn.Module:
     """Twice the height and width."""
-    return nn.ConvTranspose2d(channels, channels, kernel_size=2, stride=2)
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=2, stride=2)

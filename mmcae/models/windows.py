@@ -1,0 +1,63 @@
+"""Attention within windows of patches, for large images: its cost grows with their area, not with the square of it."""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], window: int, bias: Tensor | None = None) -> Tensor:
+    """Attention of patches to their window and the cls token, and of the cls token to everything.
+
+    The windows tile the grid from its top left without overlap, as in ViTDet (arXiv 2203.16527, section 3); those that stick out at the
+    right and the bottom are padded, and nothing attends to the padding. A window as large as the grid makes it ordinary attention.
+
+    ViTDet has no cls token. Here it belongs to every window, because pretraining showed it to the encoder with every image: a window of
+    14x14 patches and a cls token is just what an image of pretraining was.
+
+    Args:
+        q, k, v: Queries, keys and values (B, heads, 1 + h * w, d), those of the cls token first.
+        grid: (h, w) of the patches.
+        window: Height and width of the windows in patches.
+        bias: Added to the scores, (heads, 1 + window ** 2, 1 + window ** 2), cls first; what it has for cls -> patch is the same for all.
+
+    Returns:
+        (B, heads, 1 + h * w, d).
+    """
+    windows = split(q[:, :, 1:], grid, window)
+    count = len(windows) // len(q)
+    keys, values = (torch.cat((x[:, :, :1].repeat_interleave(count, 0), split(x[:, :, 1:], grid, window)), dim=2) for x in (k, v))
+    mask, cls_mask = None, None
+    if grid[0] % window or grid[1] % window:
+        mask = inside(*grid, window, q.device).repeat(len(q), 1, 1, 1)
+    if bias is not None:
+        patch_bias = bias[:, 1:]
+        mask = patch_bias if mask is None else torch.where(mask, patch_bias, -torch.inf)
+        cls_mask = torch.cat((bias[:, :1, :1], bias[:, :1, 1:2].expand(-1, -1, grid[0] * grid[1])), dim=-1)
+    patches = F.scaled_dot_product_attention(windows, keys, values, attn_mask=mask)
+    cls = F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=cls_mask)
+    return torch.cat((cls, merge(patches, grid, window)), dim=2)
+
+
+def split(patches: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """Patches (B, heads, h * w, d) -> windows (B * count, heads, window ** 2, d), in raster order, with zeros where they stick out."""
+    x = patches.unflatten(2, grid)
+    x = F.pad(x, (0, 0, 0, -grid[1] % window, 0, -grid[0] % window))
+    x = x.unflatten(3, (-1, window)).unflatten(2, (-1, window))  # (B, heads, rows, window, columns, window, d)
+    return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+
+
+def merge(windows: Tensor, grid: tuple[int, int], window: int) -> Tensor:
+    """The inverse of :func:`split`, without the padding."""
+    rows, columns = (-(-side // window) for side in grid)
+    x = windows.unflatten(0, (-1, rows, columns)).unflatten(4, (window, window))  # (B, rows, columns, heads, window, window, d)
+    x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
+    return x[:, :, : grid[0], : grid[1]].flatten(2, 3)
+
+
+@lru_cache(maxsize=64)
+def inside(height: int, width: int, window: int, device: torch.device) -> Tensor:
+    """Which tokens of each window are there, the cls token first and no padding: bool (count, 1, 1, 1 + window ** 2)."""
+    patches = split(torch.ones(1, 1, height * width, 1, device=device), (height, width), window)
+    return F.pad(patches.transpose(2, 3), (1, 0), value=1.0).bool()
