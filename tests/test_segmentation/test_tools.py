@@ -107,6 +107,15 @@ def test_missing_label_map(small_config, run_tool, tmp_path):
     assert code == 2 and f'1 of 8 label maps are missing, the first is {path}' in refused(output)
 
 
+def test_label_ids_outside_the_classes(small_config, run_tool, tmp_path):
+    config = small_config()
+    for path in (small_config.root / 'annotations/training').glob('*.png'):
+        Image.fromarray(np.asarray(Image.open(path)) + 7).save(path)
+    code, output = run_tool('tools/train.py', config, '--work-dir', tmp_path / 'work', timeout=300)
+    line = refused(output)
+    assert code == 2 and 'has the label ids [7, 8] (one more in the file: reduce_zero_label)' in line and 'annotations/training/' in line
+
+
 def test_crop_of_no_multiple_of_the_patch_size(small_config, run_tool, tmp_path):
     config = small_config(model__backbone__img_size=(100, 96))
     code, output = run_tool('tools/train.py', config, '--work-dir', tmp_path / 'work', timeout=300)

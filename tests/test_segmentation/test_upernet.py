@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.optim import build_optim_wrapper
 from mmengine.structures import PixelData
 from mmseg.models import SegTTAModel
 from mmseg.structures import SegDataSample
@@ -111,6 +112,39 @@ def test_gradient_checkpointing_changes_nothing(segmentor):
         found.append({name: parameter.grad for name, parameter in model.backbone.named_parameters()})
     for name, gradient in found[0].items():
         torch.testing.assert_close(found[1][name], gradient, msg=name)
+
+
+def test_bfloat16_trains(segmentor, small_recipe):
+    """Mixed precision as the recipe asks for it, in the only precision that a CPU has."""
+    model = segmentor().train()
+    wrapper = build_optim_wrapper(model, dict(small_recipe().optim_wrapper, dtype='bfloat16'))
+    assert wrapper.cast_dtype == torch.bfloat16
+    before = [table.clone() for table in tables(model)]
+    for _ in range(2):
+        losses = model.train_step(batch(), wrapper)
+        assert torch.isfinite(losses['loss'])
+    assert all(not torch.equal(table, old) and table.dtype == torch.float32 for table, old in zip(tables(model), before, strict=True))
+
+
+def test_loss_decreases(segmentor):
+    """Learns two images by heart."""
+    model = segmentor(model__backbone__drop_path_rate=0.0).train()
+    wrapper = build_optim_wrapper(model, dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=5e-3)))
+    data = batch()
+    for sample in data['data_samples']:
+        sample.gt_sem_seg.data[:, :48], sample.gt_sem_seg.data[:, 48:] = 1, 3
+    found = [float(model.train_step(data, wrapper)['loss']) for _ in range(20)]
+    assert sum(found[-3:]) < 0.8 * sum(found[:3]), found
+
+
+def test_attention_in_windows(segmentor):
+    """An option of the encoder for segmentation as well: bias tables for the windows of 4x4 patches, and for the crop in a global block."""
+    model = segmentor(model__backbone__window_size=4, model__backbone__global_blocks=(3,)).train()
+    assert [len(table) for table in tables(model)] == [7 * 7 + 3] * 3 + [11 * 11 + 3]
+    losses = losses_of(model, batch())
+    (losses['decode.loss_ce'] + losses['aux.loss_ce']).backward()
+    assert all(parameter.grad is not None and torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+    assert predict(model, batch(150, 170)['inputs'][0]).shape == (CLASSES, 150, 170)
 
 
 def test_images_smaller_than_the_crop_are_padded(segmentor):
