@@ -42,6 +42,7 @@ def resize_bias_table(table: Tensor, source: tuple[int, int], grid: tuple[int, i
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the result is kept, and a training may be next
 def relative_position_index(height: int, width: int, device: torch.device) -> Tensor:
     """Which row of the table applies from token to token: int64 (1 + h * w, 1 + h * w), cls first."""
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')

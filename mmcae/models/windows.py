@@ -57,6 +57,7 @@ def merge(windows: Tensor, grid: tuple[int, int], window: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # the result is kept, and a training may be next
 def inside(height: int, width: int, window: int, device: torch.device) -> Tensor:
     """Which tokens of each window are there, the cls token first and no padding: bool (count, 1, 1, 1 + window ** 2)."""
     patches = split(torch.ones(1, 1, height * width, 1, device=device), (height, width), window)

@@ -8,8 +8,8 @@ import torch
 from mmcae.checkpoints import load_strictly
 from mmcae.models import CAEViT
 from mmcae.models.layers import SelfAttention
-from mmcae.models.relative_position import relative_position_bias, resize_bias_table, table_length
-from mmcae.models.windows import merge, split, window_attention
+from mmcae.models.relative_position import relative_position_bias, relative_position_index, resize_bias_table, table_length
+from mmcae.models.windows import inside, merge, split, window_attention
 from mmcae.utils.errors import ConfigError
 from mmcae.visualization.attention import attention_maps
 
@@ -140,6 +140,17 @@ def test_gradient_checkpointing_gives_the_same_gradients(bias):
     for name, gradient in gradients[0].items():
         assert gradient is not None and torch.isfinite(gradient).all(), name
         torch.testing.assert_close(gradients[1][name], gradient, msg=name)
+
+
+def test_training_after_inference_mode():
+    """What inference leaves for later, where windows stick out and where tables are read, can be trained with."""
+    inside.cache_clear()
+    relative_position_index.cache_clear()
+    model, images = make(window_size=3, use_rel_pos_bias=True, global_blocks=(1,)), torch.randn(1, 3, 80, 112)
+    with torch.inference_mode():
+        model(images)
+    model.train()(images)[0].sum().backward()
+    assert model.blocks[0].attn.relative_position_bias_table.grad.abs().sum() > 0
 
 
 @torch.no_grad()
