@@ -9,7 +9,7 @@
 #   --cfg-options model.backbone.with_cp=True               less memory, more time; see docs/detection.md for how much
 #   --auto-scale-lr                                         where there are not 32 GPUs of 2 images
 # ---- possibly changed: the data and their classes, the size (_base_/datasets and _base_/models), the learning rate and the length
-# (_base_/schedules); model.backbone.use_rel_pos_bias=True learns a relative position bias, in every window and over the whole image
+# (_base_/schedules), a relative position bias (docs/detection.md says how, and what it costs)
 # ---- rarely changed: the detector (_base_/models), hooks and logs (_base_/runtimes)
 
 _base_ = [

@@ -173,3 +173,16 @@ def test_what_is_not_vitdets_is_the_papers(recipe):
     assert cascade.train_cfg == papers.train_cfg and cascade.test_cfg == papers.test_cfg
     for found, wanted in zip(cascade.roi_head.bbox_head, papers.roi_head.bbox_head, strict=True):
         assert found.bbox_coder == wanted.bbox_coder and found.loss_cls == wanted.loss_cls
+
+
+def test_relative_position_bias(repository):
+    """The option that docs/detection.md names: tables for windows, and for the whole image in global blocks; pretraining has none."""
+    options = ('model.backbone.use_rel_pos_bias=True', 'model.backbone.init_cfg.allow_missing=[relative_position_bias_table]')
+    assert all(part in (repository / 'docs/detection.md').read_text().replace('"', '') for part in options)
+    cfg = load_config(repository / 'configs' / f'{BASE}.py', options)
+    assert cfg.model.backbone.init_cfg.allow_missing == ['relative_position_bias_table']
+    init_default_scope('mmdet')
+    with torch.device('meta'):
+        blocks = MODELS.build(cfg.model).backbone.blocks
+    lengths = [len(block.attn.relative_position_bias_table) for block in blocks]
+    assert lengths == [127**2 + 3 if i in (2, 5, 8, 11) else 27**2 + 3 for i in range(12)]
