@@ -104,11 +104,12 @@ KINDS = {
 # ---------------------------------------------------------------- reading
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     """Everything a checkpoint file holds, without ever running code from it.
 
     Args:
         path: A file written by torch.save (mmengine's, the authors', ...), or a .safetensors file.
+        mmap: Read the tensors of torch.save's format when they are used, to look at something else in a large file.
 
     Returns:
         The file's content, on the CPU.
@@ -125,7 +126,7 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         # The authors put their parsed arguments into the file: a Namespace is plain data.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
+            return torch.load(path, map_location='cpu', weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         # Of torch's text the name alone: the rest is advice to switch its protection off.
         name = re.search(r'GLOBAL ([\w.]+)', str(error))

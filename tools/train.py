@@ -41,13 +41,15 @@ def main():
 def train(args):
     from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
-    from mmcae.utils.runner import build_runner, refuse_other_models, require_checkpoint
+    from mmcae.utils.runner import build_runner, is_first, refuse_other_models, require_checkpoint
 
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     apply_arguments(cfg, args)
     if cfg.get('load_from'):
         require_checkpoint(cfg.load_from)
+    if cfg.get('resume'):
+        resume(cfg, announce=is_first())
     check_data(cfg, ('train', 'val'))
     runner = build_runner(cfg, args.launcher)
     if cfg.get('resume'):
@@ -70,7 +72,7 @@ def apply_arguments(cfg, args):
             raise ConfigError(f'--amp: optim_wrapper.type={cfg.optim_wrapper.type!r} decides about precision itself')
         cfg.optim_wrapper.type = 'mmcae.AmpOptimWrapper'
     if args.resume:
-        resume(cfg, args.resume)
+        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
         if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise ConfigError(
@@ -82,19 +84,23 @@ def apply_arguments(cfg, args):
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
 
 
-def resume(cfg, checkpoint):
-    """Have the run start from a checkpoint of its own, with optimizer, schedules and counters."""
+def resume(cfg, announce):
+    """Have the run start from a checkpoint of its own, with optimizer, schedules and counters: the one named, or the newest whole one."""
     from pathlib import Path
 
-    from mmengine.runner import find_latest_checkpoint
+    from mmcae.utils.resume import check_resumable, newest_checkpoint
 
-    if checkpoint == 'auto':
-        recorded = Path(cfg.work_dir) / 'last_checkpoint'
-        if not recorded.exists():
+    if cfg.get('load_from'):
+        if Path(cfg.load_from).is_file():
+            check_resumable(cfg.load_from)
+        return
+    cfg.load_from, unusable = newest_checkpoint(cfg.work_dir)
+    cfg.resume = cfg.load_from is not None
+    if announce:
+        for problem in unusable:
+            print(f'Not resumed from: {problem}.', flush=True)
+        if not cfg.resume:
             print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)
-            return
-        checkpoint = find_latest_checkpoint(cfg.work_dir)
-    cfg.resume, cfg.load_from = True, checkpoint
 
 
 def summary(cfg, processes):
@@ -106,7 +112,7 @@ def summary(cfg, processes):
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     if cfg.get('resume'):
-        rate = f', lr and schedule from {cfg.load_from or "the newest checkpoint"}'
+        rate = f', resumed from {cfg.load_from}'
     elif lr is None:
         rate = ''
     elif scaling.get('enable'):

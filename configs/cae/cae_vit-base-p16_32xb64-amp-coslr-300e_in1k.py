@@ -15,7 +15,8 @@ _base_ = [
 # train_dataloader.batch_size               images per GPU
 # model.target_generator.checkpoint         DALL-E's encoder, prepared by tools/model_converters/convert.py
 # ---- possibly changed: the precision and the length, in ../_base_/schedules/cae_300e.py; how often to save
-# The last epoch is saved in any case. Where runs are interrupted, save more often: --resume goes on from the newest.
+# The last epoch is saved in any case. What --resume goes on from is saved besides, every recovery_interval iterations
+# (../_base_/runtimes/pretraining.py).
 default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=-1))
 
 # ---- rarely changed: what the target asks for

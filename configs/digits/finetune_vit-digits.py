@@ -33,7 +33,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.65, no_decay=['cls_token']),
 )
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=max_iters // 10, end=max_iters, by_epoch=False)]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
+train_cfg = dict(type='mmcae.IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters))
 
 # ---- rarely changed: images so small are read faster without worker processes

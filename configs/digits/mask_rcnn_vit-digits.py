@@ -60,7 +60,7 @@ optim_wrapper = dict(
 )
 
 # ---- rarely changed
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
+train_cfg = dict(type='mmcae.IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=50, end=max_iters, by_epoch=False)]

@@ -24,7 +24,7 @@ train_pipeline = [
     dict(type='PackInputs'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters)
+train_cfg = dict(type='mmcae.IterBasedTrainLoop', max_iters=max_iters)
 default_hooks = dict(
     # One file under a name that does not depend on max_iters, because pretraining names it.
     checkpoint=dict(by_epoch=False, interval=max_iters, filename_tmpl='tokenizer.pth', max_keep_ckpts=-1),

@@ -57,9 +57,8 @@ train_dataloader = dict(
         ],
     ),
 )
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs)
+train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=max_epochs)
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=base_lr), clip_grad=dict(max_norm=1.0))
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=1, end=max_epochs, by_epoch=True, convert_to_iter_based=True)]
-default_hooks = dict(checkpoint=dict(interval=1, max_keep_ckpts=2))
 custom_hooks = [dict(type='mmcae.DrawReconstructions', interval=1)]
 auto_scale_lr = dict(enable=False, base_batch_size=64)

@@ -2,7 +2,8 @@
 
 from .amp import AmpOptimWrapper
 from .distributed import CPUDistributedDataParallel
-from .hooks import CheckClasses, CheckDetector, CheckLabels, CheckSample, DrawReconstructions, OnlineProbe
+from .hooks import CheckClasses, CheckDetector, CheckLabels, CheckLoss, CheckpointHook, CheckSample, DrawReconstructions, OnlineProbe
+from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .schedulers import WarmupCosineLR
 
@@ -12,8 +13,12 @@ __all__ = [
     'CheckClasses',
     'CheckDetector',
     'CheckLabels',
+    'CheckLoss',
+    'CheckpointHook',
     'CheckSample',
     'DrawReconstructions',
+    'EpochBasedTrainLoop',
+    'IterBasedTrainLoop',
     'LayerDecayOptimWrapperConstructor',
     'OnlineProbe',
     'WarmupCosineLR',

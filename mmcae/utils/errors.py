@@ -32,6 +32,10 @@ class DataError(InputError):
     """Images or annotations that are absent, damaged or do not fit together."""
 
 
+class TrainingError(InputError):
+    """A training that went wrong on its way, with data and settings that looked right."""
+
+
 class DependencyError(ImportError):
     """A library that is missing or too old or too new; the message says what to install."""
 
@@ -81,12 +85,12 @@ def explain(error):
         return _message(error)
     if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError):
         return f'{error.strerror}: {error.filename}' if error.filename else _message(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return f'{error.strerror}: {error.filename or "while writing"}'
     if isinstance(error, pickle.UnpicklingError):
         return f'A checkpoint was refused, because it holds more than tensors and plain data: {error}'
     if isinstance(error, KeyError | RuntimeError):
-        return _explain_unknown_type(error)
+        return _explain_unknown_type(error) or _explain_lost_process(error)
     if isinstance(error, TypeError | AssertionError):
         return _explain_refused_arguments(error)
     if isinstance(error, ValueError):
@@ -116,6 +120,22 @@ def _explain_unknown_type(error):
     if not match:
         return None
     return f"No registry knows type '{match[1]}', which the config asks for{nearest(match[1], _registered())}"
+
+
+def _explain_lost_process(error):
+    """For a process that this one waits for and that is gone: a loader worker, or another rank."""
+    text = ' '.join(str(error).split())
+    if re.match(r'DataLoader worker \(pid.*(exited unexpectedly|killed by signal)', text):
+        return (
+            f'{text.rstrip(". ")}. Most often the system killed it for want of memory: lower num_workers or batch_size, or ask for more '
+            'memory (or more shared memory, /dev/shm, in a container). The checkpoints are intact: go on with --resume'
+        )
+    if type(error).__name__.startswith('Dist') or re.search(r'gloo|NCCL|[Cc]onnection (closed|reset)|Timed out waiting', text):
+        return (
+            'Another process of this training has died, or has not answered for env_cfg.dist_cfg.timeout seconds; what it printed says '
+            f'why. The checkpoints are intact: go on with --resume ({text[:200]})'
+        )
+    return None
 
 
 def _registered():

@@ -41,6 +41,11 @@ def build_runner(cfg, launcher='none'):
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 
+def is_first():
+    """Whether this process is the one to speak, before the processes have met: rank 0, or alone."""
+    return all(os.environ.get(name, '0') == '0' for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+
+
 def distribute_over_cpus(cfg):
     """Join the processes by gloo and have the model wrapped for it.
 

@@ -8,7 +8,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=8192)
 
 # ---- possibly changed: the length, in train_cfg and in `end`
-train_cfg = dict(by_epoch=True, max_epochs=90, val_interval=10)
+train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=90, val_interval=10)
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=10, end=90, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]
 
 # ---- rarely changed

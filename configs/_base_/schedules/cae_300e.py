@@ -14,5 +14,5 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=2048, enable=False)
 
 # ---- possibly changed: the length, in max_epochs and in `end`
-train_cfg = dict(by_epoch=True, max_epochs=300)
+train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=300)
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=10, end=300, eta_min=1e-5, by_epoch=True, convert_to_iter_based=True)]

@@ -11,7 +11,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(base_batch_size=4096)
 
 # ---- possibly changed: the length, in train_cfg and in `end`
-train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=5)
+train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=100, val_interval=5)
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=5, end=100, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]
 
 # ---- rarely changed

@@ -13,7 +13,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # ---- possibly changed: the length, in train_cfg and in the `end` of the decay
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+train_cfg = dict(type='mmcae.IterBasedTrainLoop', max_iters=160000, val_interval=16000)
 # The warm-up multiplies a decay that begins at iteration 0: at iteration i the learning rate is lr * (1 - i / 160000), before 1500 times a
 # factor that rises from 1e-6 (i = 0) to 1 (i = 1500). The odd numbers: mmengine's schedulers reach their end value at `end - 1`.
 param_scheduler = [

@@ -1,10 +1,21 @@
 """Hooks of mmcae's own."""
 
 from .check_sample import CheckSample
+from .checkpoint import CheckpointHook
 from .class_check import CheckClasses
 from .detector_check import CheckDetector
 from .draw_reconstructions import DrawReconstructions
 from .label_check import CheckLabels
+from .loss_check import CheckLoss
 from .online_probe import OnlineProbe
 
-__all__ = ['CheckClasses', 'CheckDetector', 'CheckLabels', 'CheckSample', 'DrawReconstructions', 'OnlineProbe']
+__all__ = [
+    'CheckClasses',
+    'CheckDetector',
+    'CheckLabels',
+    'CheckLoss',
+    'CheckpointHook',
+    'CheckSample',
+    'DrawReconstructions',
+    'OnlineProbe',
+]

@@ -1,0 +1,146 @@
+"""Batches that depend on the seed, the epoch and their number alone: not on workers, not on ranks, not on what was loaded before.
+
+Each image is loaded with random numbers seeded by (seed, epoch, number of the batch, number of the image). So a run that is resumed within
+an epoch goes straight to its next batch, which is the very batch that the uninterrupted run would have got; nothing about random states
+has to be stored, and the number of workers may change. Two processes get the images and views of one with twice the batch size.
+"""
+
+import hashlib
+import os
+import random
+import signal
+import threading
+from itertools import islice
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..utils.errors import ConfigError
+
+# What a DataLoader is made of, besides data set, batches and seeds.
+SETTINGS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor', 'persistent_workers')
+SETTINGS += ('pin_memory_device', 'in_order')
+
+
+def reseed(*key):
+    """Seed the generators of python, numpy and torch (also those of the GPUs in use) by what is to be done with them.
+
+    Args:
+        *key: Numbers and strings, such as (seed, 'step', rank, iteration). The same give the same random numbers, others unrelated ones.
+    """
+    seed = int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), 'little')
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    # torch.manual_seed would record a stack trace each time in a process that never uses the GPU.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+
+
+class SeededLoader(DataLoader):
+    """The same batches as a dataloader of mmengine's, seeded as this module's docstring says, from any batch on.
+
+    Its workers leave signals to the main process, which decides when to stop: Slurm and a terminal send them to all processes.
+
+    Args:
+        loader (DataLoader): Over a data set of known length, with a batch sampler; not used itself.
+
+    Raises:
+        ConfigError: It is over a stream, or has no batches.
+    """
+
+    def __init__(self, loader):
+        if loader.batch_sampler is None or not hasattr(loader.dataset, '__getitem__'):
+            raise ConfigError(
+                "mmcae's training loops need numbered images in batches (a data set with __getitem__, train_dataloader.batch_size): use "
+                "mmengine's loops for streams, by train_cfg.type"
+            )
+        settings = {name: getattr(loader, name) for name in SETTINGS if hasattr(loader, name)}
+        super().__init__(SeededDataset(loader.dataset), batch_sampler=SeededBatches(loader.batch_sampler), **settings)
+        self.worker_init_fn = WorkerStart(loader.worker_init_fn)
+        self.generator = torch.Generator()  # for the workers' first seeds, which else come out of the training's random numbers
+
+    def start_at(self, batch):
+        """Begin the next pass with this batch, counted from 0; those before it are not loaded."""
+        self.batch_sampler.first = batch
+
+    def __iter__(self):
+        # A generator: workers start when the first batch is asked for, and not when a loop is built that is still to be resumed.
+        yield from super().__iter__()
+
+
+class SeededBatches:
+    """Batches of (image, what seeds it) in the order of a batch sampler."""
+
+    def __init__(self, batch_sampler):
+        self.batch_sampler, self.first = batch_sampler, 0
+        self._seed = getattr(batch_sampler.sampler, 'seed', 0)
+
+    @property
+    def seed(self):
+        """The run's seed: that of the sampler, which is the same on all ranks."""
+        return self._seed
+
+    @seed.setter
+    def seed(self, seed):
+        self._seed = self.sampler.seed = seed
+
+    def __iter__(self):
+        first, self.first = self.first, 0
+        epoch = getattr(self.sampler, 'epoch', 0)
+        for number, batch in islice(enumerate(self.batch_sampler), first, None):
+            yield [(index, self.seed, epoch, number) for index in batch]
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __getattr__(self, name):  # sampler, batch_size, drop_last
+        if name == 'batch_sampler':  # not there yet while this is unpickled
+            raise AttributeError(name)
+        return getattr(self.batch_sampler, name)
+
+
+class SeededDataset(Dataset):
+    """A data set that seeds each of its images by what the batch sampler says; everything else is the data set's own."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        if isinstance(key, tuple):
+            key, *seeds = key
+            reseed(*seeds, key)
+        return self.dataset[key]
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getattr__(self, name):
+        if name == 'dataset':
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class WorkerStart:
+    """Prepares a worker process: interrupts are for the main process, and only that may end it.
+
+    Args:
+        then (callable, optional): The dataloader's own worker_init_fn.
+    """
+
+    def __init__(self, then=None):
+        self.then, self.parent = then, os.getpid()
+
+    def __call__(self, worker):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # torch ends its workers by SIGTERM, so it cannot be ignored whoever sends it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=self.end_with_parent, daemon=True).start()
+        if self.then is not None:
+            self.then(worker)
+
+    def end_with_parent(self):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != self.parent:
+            pass
+        os._exit(0)

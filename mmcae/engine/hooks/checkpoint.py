@@ -1,0 +1,165 @@
+"""Save so that nothing is lost: whole files, every so many iterations, and when the machine asks to stop."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import torch
+from mmengine.dist import all_gather_object, all_reduce, barrier, is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.runner import EpochBasedTrainLoop
+
+from ...registry import HOOKS
+from ...utils import atomic_files  # noqa: F401  (registers the backend)
+from ...utils.errors import CheckpointError, ConfigError
+from ..loops import ExactLoop
+from ..reconcile import reconcile
+
+RECOVERY = 'recovery_{}.pth'
+KEPT = 2  # recovery checkpoints; while a third is written, both are there
+STOPPING = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT'}
+IMPATIENT = 2.0  # seconds after which a second Ctrl-C is meant; torchrun passes the first one on a second time
+
+
+@HOOKS.register_module()
+class CheckpointHook(MMEngineCheckpointHook):
+    """mmengine's CheckpointHook for runs that are interrupted: `default_hooks=dict(checkpoint=dict(type='mmcae.CheckpointHook', ...))`.
+
+    * Files appear complete or not at all.
+    * Every `recovery_interval` iterations it saves `recovery_ITERATION.pth`, besides what `interval` asks for. The last two are kept, and
+      none when the training has ended.
+    * On SIGTERM, which Slurm sends before the time limit, and on SIGINT (Ctrl-C) all processes finish the iteration, save such a file, and
+      exit with code 128 + the signal's number: 143 and 130.
+    * On resuming, order and views of the images go on where they stopped, and what the config says about learning rates and length holds;
+      changes are logged (mmcae/engine/reconcile.py).
+
+    With gradient accumulation it waits for the update, because a checkpoint holds no gradients.
+
+    Args:
+        recovery_interval (int, optional): Iterations. Defaults to None: only on signals.
+        **kwargs: Of mmengine's CheckpointHook. `max_keep_ckpts` counts the one being written, so it is 2 at least, or -1 for all.
+
+    Raises:
+        ConfigError: `recovery_interval` is not positive, `max_keep_ckpts` is 1, or an EpochBasedTrainLoop of mmengine, which cannot resume
+            within an epoch.
+        CheckpointError: On resuming, processes have loaded different checkpoints.
+        SystemExit: While training, after a signal.
+    """
+
+    def __init__(self, *args, recovery_interval=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if recovery_interval is not None and recovery_interval < 1:
+            raise ConfigError(f'recovery_interval={recovery_interval} must be a positive number of iterations, or None')
+        if self.max_keep_ckpts == 1:
+            raise ConfigError('max_keep_ckpts=1 would delete the only checkpoint before the next is written: set 2 or more, or -1 for all')
+        if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir):
+            self.backend_args = dict(backend='mmcae.atomic')
+        self.recovery_interval = recovery_interval
+        self.due = False
+        self.saved = None  # after how many iterations the newest checkpoint was written
+        self.signal, self.asked = 0, None
+        self.handlers = {}
+
+    # ---------------------------------------------------------------- saving
+
+    def before_train(self, runner):
+        super().before_train(runner)
+        loop = runner.train_loop
+        if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ExactLoop):
+            raise ConfigError(
+                "mmcae.CheckpointHook saves within epochs, where mmengine's loop cannot go on: set "
+                "train_cfg.type='mmcae.EpochBasedTrainLoop' (and no train_cfg.by_epoch)"
+            )
+        positions = all_gather_object((runner.epoch, runner.iter))
+        if len(set(positions)) > 1:
+            raise CheckpointError(
+                f'The processes have loaded different checkpoints, after (epochs, iterations) {sorted(set(positions))}: they see different '
+                'folders. Name one that all can read: --resume CHECKPOINT'
+            )
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self.on_signal) for number in STOPPING}
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        if self.recovery_interval and self.every_n_train_iters(runner, self.recovery_interval):
+            self.due = True
+        number = self.signal_of_all(runner)
+        # Between two updates the gradients so far would be lost.
+        updated = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
+        if not (self.due or number) or not updated:
+            return
+        if self.saved != runner.iter + 1:
+            self.save_recovery(runner)
+        self.due = False
+        if number:
+            self.stop(runner, number)
+
+    def after_train(self, runner):
+        super().after_train(runner)
+        self.restore_handlers()
+        if self.saved == runner.iter and is_main_process():  # an ordinary checkpoint holds the end
+            for path in self.recoveries():
+                path.unlink()
+
+    def _save_checkpoint_with_step(self, runner, step, meta):
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self.saved = meta['iter']
+
+    def save_recovery(self, runner):
+        """Save what --resume needs, within an epoch or not."""
+        meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
+        name = RECOVERY.format(meta['iter'])
+        runner.save_checkpoint(self.out_dir, name, meta=meta, by_epoch=False, backend_args=self.backend_args)
+        self.saved = meta['iter']
+        if is_main_process():
+            for path in self.recoveries()[:-KEPT]:
+                path.unlink()
+
+    def recoveries(self):
+        """The recovery checkpoints in the folder, the newest last; none where the folder is a remote one."""
+        if '://' in str(self.out_dir):
+            return []
+        return sorted(Path(self.out_dir).glob(RECOVERY.format('*')), key=lambda path: path.stat().st_mtime_ns)
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        loop = runner.train_loop
+        record = dict(written=time.time(), epoch_length=len(runner.train_dataloader), max_iters=runner.max_iters)
+        if isinstance(loop, ExactLoop):
+            record['seed'] = loop.seed
+        checkpoint['meta']['mmcae'] = record
+
+    def after_load_checkpoint(self, runner, checkpoint):
+        if runner._resume:
+            reconcile(runner, checkpoint)
+
+    # ---------------------------------------------------------------- signals
+
+    def on_signal(self, number, frame):
+        """Remember the signal; what is in work is finished first."""
+        if not self.signal:
+            self.signal, self.asked = number, time.monotonic()
+            print(f'{STOPPING[number]}: saving after this iteration.', flush=True)
+        elif number == signal.SIGINT and time.monotonic() - self.asked > IMPATIENT:
+            self.restore_handlers()
+            raise KeyboardInterrupt
+
+    def signal_of_all(self, runner):
+        """The number of the signal that any process has got, 0 for none: all of them have to stop after the same iteration."""
+        if runner.world_size == 1:
+            return self.signal
+        number = torch.tensor(int(self.signal))
+        all_reduce(number, 'max')
+        return int(number)
+
+    def stop(self, runner, number):
+        barrier()  # a launcher kills those that still write when the first one ends
+        self.restore_handlers()
+        name = STOPPING[number]
+        runner.logger.warning(f'{name}: stopped after iteration {runner.iter + 1} and saved it to {self.out_dir}. Go on with --resume')
+        raise SystemExit(128 + number)
+
+    def restore_handlers(self):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
