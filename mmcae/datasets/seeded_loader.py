@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import threading
+import time
 from itertools import islice
 
 import numpy as np
@@ -67,7 +68,13 @@ class SeededLoader(DataLoader):
 
     def __iter__(self):
         # A generator: workers start when the first batch is asked for, and not when a loop is built that is still to be resumed.
-        yield from super().__iter__()
+        try:
+            yield from super().__iter__()
+        except (EOFError, OSError):
+            # When a worker has died, this is the end of a pipe to it. The signal of its death, at which torch tells which one and why, may
+            # come a moment later.
+            time.sleep(min(self.num_workers, 1))
+            raise
 
 
 class SeededBatches:

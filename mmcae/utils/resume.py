@@ -61,9 +61,7 @@ def check_resumable(path):
         CheckpointError: It is damaged, or holds weights alone.
     """
     if age_of(path) is None:
-        raise CheckpointError(
-            f'{path} holds no state of a training, only weights: start from them by load_from or init_cfg, without --resume'
-        )
+        raise CheckpointError(f'{path} holds weights alone, no state of a training: start from them by load_from or init_cfg')
     check_whole(path)
 
 
