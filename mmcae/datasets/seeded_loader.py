@@ -15,7 +15,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..utils.errors import ConfigError
 
@@ -52,9 +52,9 @@ class SeededLoader(DataLoader):
     """
 
     def __init__(self, loader):
-        if loader.batch_sampler is None or not hasattr(loader.dataset, '__getitem__'):
+        if loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset):
             raise ConfigError(
-                "mmcae's training loops need numbered images in batches (a data set with __getitem__, train_dataloader.batch_size): use "
+                "mmcae's training loops need numbered images in batches (no IterableDataset, and train_dataloader.batch_size): use "
                 "mmengine's loops for streams, by train_cfg.type"
             )
         settings = {name: getattr(loader, name) for name in SETTINGS if hasattr(loader, name)}

@@ -89,7 +89,9 @@ def adopt_schedule(runner, checkpoint):
     unique = list(dict.fromkeys(changes))
     runner.logger.warning(f'From here on the config holds: {"; ".join(unique[:8])}{"; ..." if len(unique) > 8 else ""}')
     replay(schedulers, checkpoint['meta']['epoch'], checkpoint['meta']['iter'], len(runner.train_dataloader))
-    for new, old in zip(optimizer.param_groups, groups, strict=True):
+    if checkpoint['optimizer'].get('base_param_settings'):  # by which mmengine's wrapper knows the rate of a group without factors
+        groups = [*groups, checkpoint['optimizer']['base_param_settings']]
+    for new, old in zip(runner.optim_wrapper.param_groups, groups, strict=True):
         old.update({name: value for name, value in new.items() if name not in ('params', 'param_names')})
     checkpoint.pop('param_schedulers', None)
     return True

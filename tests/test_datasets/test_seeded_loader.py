@@ -1,0 +1,153 @@
+"""Batches that depend on seed, epoch and number alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset
+
+from mmcae.datasets.seeded_loader import SeededLoader, reseed
+from mmcae.datasets.source_batch_sampler import SourceBatchSampler
+from mmcae.utils.errors import ConfigError
+
+
+class Numbers(Dataset):
+    """Each item is its number and one random number of each generator; it knows which items were loaded in this process."""
+
+    metainfo = dict(classes=['a'])
+
+    def __init__(self, length=12):
+        self.length, self.loaded = length, []
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        self.loaded.append(index)
+        return torch.tensor([index, random.random(), np.random.rand(), torch.rand(()).item()], dtype=torch.float64)
+
+
+def make(workers=0, batch_size=3, sampler=DefaultSampler, dataset=None, rank=0, world_size=1, seed=7, **settings):
+    """A seeded loader as rank `rank` of `world_size` gets it."""
+    dataset = dataset or Numbers()
+    sampler = sampler(dataset, shuffle=True, seed=seed)
+    sampler.rank, sampler.world_size = rank, world_size
+    if isinstance(sampler, DefaultSampler):
+        sampler.num_samples, sampler.total_size = len(dataset) // world_size, len(dataset)
+    else:
+        sampler.indices = sampler._indices_of_rank()
+    batches = BatchSampler(sampler, batch_size, drop_last=True)
+    return SeededLoader(DataLoader(dataset, batch_sampler=batches, num_workers=workers, **settings))
+
+
+def take(loader, count):
+    return [batch for batch, _ in zip(loader, range(count), strict=False)]
+
+
+def test_workers_make_no_difference():
+    expected = torch.stack(list(make()))
+    torch.rand(5), random.random(), np.random.rand()
+    for settings in (dict(workers=1), dict(workers=2, persistent_workers=True)):
+        assert torch.equal(torch.stack(list(make(**settings))), expected)
+    assert sorted(expected[..., 0].flatten().tolist()) == list(range(12))
+    assert len(expected[..., 1:].unique()) == 36
+
+
+def test_later_batches_are_the_same_and_earlier_ones_are_not_loaded():
+    loader = make()
+    expected = list(loader)
+    loader.dataset.loaded.clear()
+    loader.start_at(2)
+    assert torch.equal(torch.stack(list(loader)), torch.stack(expected[2:]))
+    assert len(loader.dataset.loaded) == 6
+    assert len(list(loader)) == 4  # the next pass is whole
+    loader.start_at(4)
+    assert list(loader) == []
+
+
+def test_epochs_and_seeds_differ():
+    loader = make()
+    first = torch.stack(list(loader))
+    loader.batch_sampler.sampler.set_epoch(1)
+    second = torch.stack(list(loader))
+    assert not torch.equal(first[..., 0], second[..., 0])
+    by_image = [{row[0]: row[1:] for row in epoch.flatten(0, 1).tolist()} for epoch in (first, second)]
+    assert all(by_image[0][image] != by_image[1][image] for image in range(12))
+    loader.batch_sampler.sampler.set_epoch(0)
+    loader.batch_sampler.seed = 8
+    assert torch.equal(torch.stack(list(loader)), torch.stack(list(make(seed=8))))
+
+
+@pytest.mark.parametrize('sampler', [DefaultSampler, InfiniteSampler])
+def test_two_ranks_get_what_one_gets_with_twice_the_batch(sampler):
+    one = take(make(batch_size=4, sampler=sampler), 3)
+    ranks = [take(make(batch_size=2, sampler=sampler, rank=rank, world_size=2), 3) for rank in range(2)]
+    for i in range(3):
+        both = torch.stack([ranks[0][i], ranks[1][i]], dim=1).flatten(0, 1)
+        assert torch.equal(both, one[i])
+
+
+def test_an_endless_sampler_is_entered_anywhere():
+    expected = take(make(sampler=InfiniteSampler), 30)  # over several passes
+    loader = make(sampler=InfiniteSampler, workers=1)
+    loader.start_at(25)
+    assert torch.equal(torch.stack(take(loader, 5)), torch.stack(expected[25:]))
+
+
+def test_batches_of_several_sources():
+    def loader():
+        dataset = ConcatDataset([Numbers(8), Numbers(6)])
+        batches = SourceBatchSampler(DefaultSampler(dataset, seed=3), batch_size=2)
+        return SeededLoader(DataLoader(dataset, batch_sampler=batches))
+
+    whole, part = loader(), loader()
+    part.start_at(3)
+    assert torch.equal(torch.stack(list(part)), torch.stack(list(whole)[3:]))
+
+
+def test_nothing_is_loaded_before_the_first_batch_is_asked_for():
+    loader = make()
+    iterator = iter(loader)
+    loader.start_at(1)
+    next(iterator)
+    assert len(loader.dataset.loaded) == 3
+
+
+def test_the_training_keeps_its_random_numbers_to_itself():
+    """Starting workers draws none of them."""
+    torch.manual_seed(0)
+    take(make(workers=1), 1)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+def test_the_data_set_is_still_there():
+    loader = make()
+    assert loader.dataset.metainfo == dict(classes=['a']) and len(loader) == 4 and len(loader.dataset) == 12
+    assert loader.batch_sampler.batch_size == 3 and loader.batch_sampler.drop_last
+    assert loader.dataset[5][0] == 5  # without seeds
+    with pytest.raises(AttributeError, match='colour'):
+        _ = loader.dataset.colour
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield 1
+
+
+@pytest.mark.parametrize('loader', [DataLoader(Stream()), DataLoader(Numbers(), batch_size=None)])
+def test_streams_are_refused(loader):
+    with pytest.raises(ConfigError, match='train_cfg.type'):
+        SeededLoader(loader)
+
+
+def test_reseed():
+    def draw(*key):
+        reseed(*key)
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    assert draw(1, 'step', 0, 5) == draw(1, 'step', 0, 5)
+    assert len({draw(*key)[i] for key in ((1, 2), (12,), (2, 1), (1, 'step', 2), (-1,), (2**70,)) for i in range(3)}) == 18
