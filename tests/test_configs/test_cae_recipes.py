@@ -17,8 +17,9 @@ from mmpretrain.models.selfsup.cae import DALLEEncoder
 import mmcae.datasets  # noqa: F401
 import mmcae.models  # noqa: F401
 from mmcae.apis import load_cae
+from mmcae.engine import CheckLoss, CheckpointHook
 from mmcae.models import CAE
-from mmcae.registry import MODELS, PARAM_SCHEDULERS, TRANSFORMS
+from mmcae.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
 from mmcae.utils.config import load_config
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'cae'
@@ -120,7 +121,7 @@ def test_learning_rate(recipe):
     scheduler = PARAM_SCHEDULERS.build(config, default_args=dict(optimizer=optimizer, epoch_length=length))
     optimizer.step()
     warmup, total = row['warmup'] * length, row['epochs'] * length
-    assert cfg.train_cfg.max_epochs == row['epochs'] and cfg.train_cfg.by_epoch
+    assert cfg.train_cfg == dict(type='mmcae.EpochBasedTrainLoop', max_epochs=row['epochs'])
 
     def rate(step):
         if step:
@@ -188,15 +189,20 @@ def test_from_a_file_to_normalised_views(recipe, image_folder):
 
 
 def test_checkpoints(recipe):
-    """Every 100 epochs, all of them kept, and the last."""
+    """Every 100 epochs, all of them kept, and the last; besides, what a crash may cost: 500 iterations."""
     _, cfg, _ = recipe
-    from mmengine.hooks import CheckpointHook
-
-    settings = dict(cfg.default_hooks.checkpoint)
-    assert settings.pop('type') == 'CheckpointHook'
-    hook = CheckpointHook(**settings)
+    hook = HOOKS.build(cfg.default_hooks.checkpoint)
+    assert type(hook) is CheckpointHook and hook.recovery_interval == 500
     assert (hook.interval, hook.by_epoch, hook.save_last, hook.max_keep_ckpts) == (100, True, True, -1)
     assert cfg.randomness == dict(seed=0, diff_rank_seed=True)
+
+
+def test_faults_are_noticed(recipe):
+    """A loss that is no number stops the run at once, a process that is gone after ten minutes."""
+    _, cfg, _ = recipe
+    check = HOOKS.build(cfg.default_hooks.loss_check)
+    assert type(check) is CheckLoss and (check.patience, check.scaled_patience) == (1, 50)
+    assert cfg.env_cfg.dist_cfg == dict(backend='nccl', timeout=600)
 
 
 def test_initialisation_of_the_recipes():

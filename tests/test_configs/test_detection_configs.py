@@ -64,7 +64,7 @@ def test_settings(recipe, name):
     assert backbone.drop_path_rate == 0.2 and backbone.with_cp and not backbone.final_norm and not backbone.get('use_rel_pos_bias')
     assert backbone.init_cfg == dict(type='Pretrained', checkpoint=f'checkpoints/cae_vit-{size_of(name)}-p16_1600e.pth')
     assert cfg.train_dataloader.batch_size == 2 and cfg.auto_scale_lr == dict(enable=False, base_batch_size=32)
-    assert cfg.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+    assert cfg.train_cfg == dict(type='mmcae.EpochBasedTrainLoop', max_epochs=12, val_interval=1)
     assert cfg.model.data_preprocessor.pad_size_divisor == 32
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
 

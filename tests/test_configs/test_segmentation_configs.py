@@ -66,7 +66,7 @@ def test_settings(recipe, name):
     assert Path(backbone.init_cfg.checkpoint).stem == f'cae_vit-{backbone.arch}-p16_{epochs}e'
     assert backbone.use_rel_pos_bias and not backbone.final_norm and backbone.img_size == (512, 512)
     assert cfg.train_dataloader.batch_size == 2 and cfg.auto_scale_lr.base_batch_size == 16
-    assert cfg.train_cfg == dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+    assert cfg.train_cfg == dict(type='mmcae.IterBasedTrainLoop', max_iters=160000, val_interval=16000)
     assert cfg.default_hooks.checkpoint.interval == interval
     assert cfg.model.test_cfg == dict(mode='slide', crop_size=(512, 512), stride=(341, 341))
 

@@ -30,7 +30,7 @@ def test_train_resume_and_test(classification_config, run_tool, tmp_path):
     )
     assert code == 0, output
     assert 'the config text in it is ignored' in output and not mark.exists()
-    assert f'lr and schedule from {folder}/epoch_2.pth' in output and 'resumed epoch: 2, iter: 4' in output
+    assert f'resumed from {folder}/epoch_2.pth' in output and 'resumed epoch: 2, iter: 4' in output
     assert 'Epoch(train) [3][2/2]' in output and 'Epoch(train) [2]' not in output
     after = torch.load(folder / 'epoch_3.pth', weights_only=True)
     assert after['meta']['iter'] == 6 and after['optimizer']['state'][0]['step'] == before['optimizer']['state'][0]['step'] + 2
