@@ -1,5 +1,7 @@
 """Interrupted and resumed, a run does what it would have done: the same losses, weights, averages and schedules, to the last bit."""
 
+import math
+import re
 import shutil
 import signal
 
@@ -77,3 +79,19 @@ def test_iterations(start, variant, stopping, read, differences, tmp_path, sampl
     losses = once['message_hub']['log_scalars']['train/loss'].data[0].tolist()
     assert len(losses) == 16 == len(set(losses))
     assert differences(once, twice) == []
+
+
+def test_changes_of_the_config_hold_and_are_told(start):
+    """Learning rate, length of schedule and training, and batch size: 6 iterations of 2 images are 4 of 3."""
+    options = ['train_dataloader.num_workers=0', 'train_cfg.max_epochs=1']
+    assert ended(start(options=options)) == [0]
+    changes = ['optim_wrapper.optimizer.lr=0.002', 'param_scheduler.0.end=4', 'train_cfg.max_epochs=2', 'train_dataloader.batch_size=3']
+    training = start('--resume', options=[options[0], *changes])
+    assert ended(training) == [0]
+    text = training.text
+    assert 'An epoch has 4 iterations, and had 6 in the checkpoint' in text and 'going on from iteration 4' in text
+    assert 'From here on the config holds: lr 0.001 -> 0.002; WarmupCosineLR.end 18 -> 16; WarmupCosineLR.warmup 6 -> 4' in text
+    assert 'The training has 8 iterations (6 in the checkpoint); the schedule ends after 16 (`end` in param_scheduler)' in text
+    # The first step after a warm-up of one epoch has the full rate, the third a cosine of 2 / 12.
+    assert re.search(r'\[2\]\[1/4\]  base_lr: 2.0000e-03 lr: 2.0000e-03', text)
+    assert f'[2][3/4]  base_lr: {0.001 * (1 + math.cos(math.pi * 2 / 12)):.4e}' in text
