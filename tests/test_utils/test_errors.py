@@ -55,6 +55,23 @@ def test_missing_and_unwritable_files_are_named(capsys, tmp_path):
     assert 'No space left on device' in message(capsys, lambda: throw(OSError(errno.ENOSPC, 'No space left on device')))
 
 
+def test_files_that_may_not_grow_are_named(capsys):
+    assert message(capsys, lambda: throw(OSError(errno.EFBIG, 'File too large', 'x.pth'))) == 'error: File too large: x.pth'
+
+
+@pytest.mark.parametrize(
+    ('text', 'part'),
+    [
+        ('DataLoader worker (pid 7) is killed by signal: Killed. ', 'DataLoader worker (pid 7) is killed by signal: Killed. Most often'),
+        ('DataLoader worker (pid(s) 7, 8) exited unexpectedly', 'worker (pid(s) 7, 8) exited unexpectedly. Most often'),
+        ('[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:1', 'Another process of this training has died'),
+    ],
+)
+def test_lost_processes(capsys, text, part):
+    found = message(capsys, lambda: throw(RuntimeError(text)))
+    assert part in found and found.count('--resume') == 1
+
+
 def test_unknown_type_is_named_with_the_nearest_ones(capsys):
     text = message(capsys, lambda: MODELS.build(dict(type='mmcae.CAEVitt')))
     assert "'mmcae.CAEVitt'" in text and 'mmcae.CAEViT' in text
