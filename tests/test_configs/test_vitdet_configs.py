@@ -62,7 +62,7 @@ def test_settings(recipe, name):
     assert backbone.init_cfg == dict(type='Pretrained', checkpoint=f'checkpoints/cae_vit-{size_of(name)}-p16_1600e.pth')
     gpus = int(re.search(r'_(\d+)xb', name)[1])
     assert cfg.train_dataloader.batch_size == batch_size and gpus * batch_size == cfg.auto_scale_lr.base_batch_size == 64
-    assert cfg.train_cfg == dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=5)
+    assert cfg.train_cfg == dict(type='mmcae.EpochBasedTrainLoop', max_epochs=100, val_interval=5)
     assert backbone.img_size == (1024, 1024) and cfg.model.data_preprocessor.pad_size_divisor == 1024
     assert cfg.val_evaluator.metric == ['bbox', 'segm']
 

@@ -11,7 +11,7 @@ optim_wrapper = dict(
 auto_scale_lr = dict(enable=False, base_batch_size=64)
 
 # ---- possibly changed: the length, in train_cfg, and the epochs after which the learning rate is divided by 10
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=100, val_interval=5)
+train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=100, val_interval=5)
 param_scheduler = [
     # mmengine reaches the full rate at iteration `end - 1`: at iteration i < 250 the factor is 0.001 + 0.999 * i / 250.
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=251),
