@@ -32,5 +32,5 @@ setup(
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     # Two stacks with the same import names, of which one must be there; that is why neither is a core requirement.
-    extras_require={name: requirements(name) for name in ('openmmlab', 'onedl', 'tests')},
+    extras_require={name: requirements(name) for name in ('openmmlab', 'onedl', 'deepspeed', 'tests')},
 )

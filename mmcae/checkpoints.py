@@ -190,14 +190,14 @@ def state_dict_of(content: Mapping) -> StateDict:
     return {WRAPPERS.sub('', key): value for key, value in content.items() if isinstance(value, Tensor)}
 
 
-def load_state(source: str | Path | Mapping) -> StateDict:
-    """The state dict of a file, or of a mapping that is a checkpoint's content or already a state dict."""
+def load_state(source: str | Path | Mapping, origin: str | Path | None = None) -> StateDict:
+    """The state dict of a file, or of a mapping that is a checkpoint's content or already a state dict; `origin` names it in messages."""
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{source} holds a {type(content).__name__}, not a checkpoint')
     state = state_dict_of(content)
     if not state:
-        raise CheckpointError(f'{name_of(source)} holds no tensors: is it a checkpoint?')
+        raise CheckpointError(f'{origin or name_of(source)} holds no tensors: is it a checkpoint?')
     return state
 
 
@@ -206,8 +206,8 @@ def name_of(source) -> str:
     return 'the given state dict' if isinstance(source, Mapping) else str(source)
 
 
-def detect_kind(state: Mapping) -> str:
-    """Which of the kinds in this module's docstring the keys of a state dict belong to.
+def detect_kind(state: Mapping, origin: str | Path = 'This') -> str:
+    """Which of the kinds in this module's docstring the keys of a state dict belong to; `origin` names it in messages.
 
     Raises:
         CheckpointError: None of them.
@@ -222,7 +222,7 @@ def detect_kind(state: Mapping) -> str:
         if any(key.startswith(f'{prefix}0.') for key in state) and any('attn.qkv' in key for key in state):
             return kind
     raise CheckpointError(
-        f'This is no CAE checkpoint of a known layout; its keys begin with {", ".join(list(state)[:3])} ... '
+        f'{origin} is no CAE checkpoint of a known layout; its keys begin with {", ".join(list(state)[:3])} ... '
         'Known are those of mmcae, the authors (Atten4Vis/CAE), mmpretrain, mmselfsup, and BEiT encoders of timm.'
     )
 
@@ -423,7 +423,7 @@ def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_mis
         CheckpointError: See :func:`load_strictly`.
     """
     state = load_state(checkpoint)
-    kind = detect_kind(state)
+    kind = detect_kind(state, origin or name_of(checkpoint))
     ours = to_mmcae(state, kind)
     encoder_state = encoder_of(ours)
     if isinstance(encoder.norm, nn.Identity):

@@ -35,6 +35,8 @@ LIBRARIES = {
     'timm': ('timm', '1.0.20', None),
 }
 MMCV_GAP = ('2.2', '2.3')  # mmcv 2.2 is refused by mmdet 3.3 and mmsegmentation 1.2; OneDL's forks start at 2.3
+# Optional. mmengine's strategy for it was written for 0.9 to 0.16; with 0.19 it fails.
+DEEPSPEED, DEEPSPEED_RANGE = 'deepspeed==0.16.9', ((0, 16, 9), (0, 17))
 EVERYTHING = (
     '`make test` builds an environment with everything in it; requirements/constraints.txt lists the versions that were tested together'
 )
@@ -159,6 +161,21 @@ def repair_torchvision():
         import torchvision  # noqa: F401
     except ImportError:
         require('torchvision')
+
+
+def require_deepspeed():
+    """Import DeepSpeed, which is optional, and check its version.
+
+    Raises:
+        DependencyError: It is missing or does not work with mmengine's strategy.
+    """
+    remedy = f'Remedy: pip install "{DEEPSPEED}" (the extra [deepspeed]), or another strategy, such as a config in configs/cae/ with fsdp'
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise DependencyError(f'The config trains by DeepSpeed, which cannot be imported ({error}). {remedy}') from error
+    if not DEEPSPEED_RANGE[0] <= _parse(deepspeed.__version__).release < DEEPSPEED_RANGE[1]:
+        raise DependencyError(f"DeepSpeed {deepspeed.__version__} does not work with mmengine's strategy. {remedy}")
 
 
 def import_mmpretrain():

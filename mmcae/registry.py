@@ -19,6 +19,8 @@ OPTIM_WRAPPER_CONSTRUCTORS = parent.Registry(
     'optimizer wrapper constructor', parent=parent.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmcae', locations=['mmcae.engine']
 )
 PARAM_SCHEDULERS = parent.Registry('parameter scheduler', parent=parent.PARAM_SCHEDULERS, scope='mmcae', locations=['mmcae.engine'])
+STRATEGIES = parent.Registry('strategy', parent=parent.STRATEGIES, scope='mmcae', locations=['mmcae.engine'])
+LOG_PROCESSORS = parent.Registry('log_processor', parent=parent.LOG_PROCESSORS, scope='mmcae', locations=['mmcae.engine'])
 LOOPS = parent.Registry('loop', parent=parent.LOOPS, scope='mmcae', locations=['mmcae.engine', 'mmcae.evaluation'])
 METRICS = parent.Registry('metric', parent=parent.METRICS, scope='mmcae', locations=['mmcae.evaluation'])
 VISUALIZERS = parent.Registry('visualizer', parent=parent.VISUALIZERS, scope='mmcae', locations=['mmcae.visualization'])

@@ -3,8 +3,10 @@
 OpenMP gets one thread here and in every process the tests start: on tiny models its threads only wait for each other.
 """
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +119,66 @@ def run_tool():
         return process.returncode, output
 
     return run
+
+
+@pytest.fixture(scope='session')
+def tool_server():
+    """A process that has the libraries imported and forks one for every tool it is asked to run: tests/tool_server.py."""
+    server = None
+
+    def ask(request):
+        nonlocal server
+        if server is None:
+            command = [sys.executable, str(ROOT / 'tests/tool_server.py')]
+            environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]))
+            server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+        server.stdin.write(json.dumps(request) + '\n')
+        server.stdin.flush()
+        answer = server.stdout.readline()
+        assert answer, 'tests/tool_server.py has ended; what it printed is above'
+        return json.loads(answer)
+
+    yield ask
+    if server is not None:
+        server.stdin.close()
+        server.wait(timeout=60)
+
+
+@pytest.fixture(scope='session')
+def fork_tool(tool_server, tmp_path_factory):
+    """Run a Python tool like `run_tool`, but ten times faster, because the libraries are imported already.
+
+    With `processes` above 1 it runs as so many ranks over gloo, as under torchrun; a function of the rank as `env` gives each its own
+    environment. Returns the exit code (the first that is not 0) and the outputs of all ranks, one after the other.
+    """
+    folder = tmp_path_factory.mktemp('outputs')
+
+    def run(tool, *arguments, env=None, processes=1, timeout=120, cwd=ROOT):
+        ranks = []
+        port = free_port()
+        for rank in range(processes):
+            environment = dict(os.environ, PYTHON=sys.executable)
+            if processes > 1:
+                environment |= dict(
+                    RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR='127.0.0.1', MASTER_PORT=port
+                )
+            environment |= (env(rank) if callable(env) else env) or {}
+            environment = {name: value for name, value in environment.items() if value is not None}
+            ranks.append(dict(environment=environment, output=str(folder / f'rank{rank}.txt')))
+        request = dict(tool=str(ROOT / tool), arguments=[str(argument) for argument in arguments], cwd=str(cwd), seconds=timeout)
+        codes = tool_server(dict(request, processes=ranks))
+        output = ''.join(Path(rank['output']).read_text(errors='replace') for rank in ranks)
+        assert -signal.SIGALRM not in codes, f'{tool} did not end within {timeout} s; its output:\n{output}'
+        return next((code for code in codes if code), 0), output
+
+    return run
+
+
+def free_port():
+    """The number of a port that nothing listens to, as a string."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.fixture

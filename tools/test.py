@@ -26,7 +26,12 @@ def parse_args():
         '--tta', action='store_true', help="average over the config's tta_pipeline (default: the image and its mirror image)"
     )
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
+    parser.add_argument(
+        '--launcher',
+        choices=['auto', 'none', 'pytorch', 'slurm', 'mpi'],
+        default='auto',
+        help='what started the processes (default: by the environment)',
+    )
     return parser.parse_args()
 
 

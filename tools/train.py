@@ -26,7 +26,12 @@ def parse_args():
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale the config's lr linearly by batch size / base_batch_size")
     parser.add_argument('--no-validate', action='store_true', help='no evaluation while training')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the config')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='what started the processes')
+    parser.add_argument(
+        '--launcher',
+        choices=['auto', 'none', 'pytorch', 'slurm', 'mpi'],
+        default='auto',
+        help='what started the processes (default: by the environment)',
+    )
     return parser.parse_args()
 
 
@@ -41,7 +46,7 @@ def main():
 def train(args):
     from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
-    from mmcae.utils.runner import build_runner, is_first, refuse_other_models, require_checkpoint
+    from mmcae.utils.runner import build_runner, is_first, refuse_other_models, require_batches, require_checkpoint
 
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
@@ -54,6 +59,7 @@ def train(args):
     runner = build_runner(cfg, args.launcher)
     if cfg.get('resume'):
         refuse_other_models(runner)
+    require_batches(runner)
     if runner.rank == 0:
         print(summary(cfg, runner.world_size), flush=True)
     runner.train()

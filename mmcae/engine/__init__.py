@@ -3,9 +3,11 @@
 from .amp import AmpOptimWrapper
 from .distributed import CPUDistributedDataParallel
 from .hooks import CheckClasses, CheckDetector, CheckLabels, CheckLoss, CheckpointHook, CheckSample, DrawReconstructions, OnlineProbe
+from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .schedulers import WarmupCosineLR
+from .strategies import DeepSpeedStrategy, FSDPStrategy
 
 __all__ = [
     'AmpOptimWrapper',
@@ -17,9 +19,12 @@ __all__ = [
     'CheckpointHook',
     'CheckSample',
     'DrawReconstructions',
+    'DeepSpeedStrategy',
     'EpochBasedTrainLoop',
+    'FSDPStrategy',
     'IterBasedTrainLoop',
     'LayerDecayOptimWrapperConstructor',
+    'LogProcessor',
     'OnlineProbe',
     'WarmupCosineLR',
 ]

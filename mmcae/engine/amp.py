@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import torch
+from mmengine.dist import all_reduce
 from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.optim import OptimWrapper
 
@@ -25,7 +26,8 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
             NVIDIA's Ampere on and on CPUs with instructions for it, float16 on older GPUs, and single precision on other CPUs.
         loss_scale (str | float | dict): For float16 alone, as in mmengine: 'dynamic', a fixed factor, or the arguments of torch's
             GradScaler.
-        use_fsdp (bool): For float16 alone, as in mmengine.
+        use_fsdp (bool): Each process holds a piece of every gradient: `clip_grad` takes the norm of all pieces together, and float16 scales
+            its loss by torch's ShardedGradScaler.
         **kwargs: For mmengine's OptimWrapper: optimizer, clip_grad, accumulative_counts.
 
     Raises:
@@ -36,6 +38,7 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         if dtype not in (None, *DTYPES):
             raise ConfigError(f"AmpOptimWrapper: dtype must be 'float16', 'bfloat16' or None, got {dtype!r}")
         dtype = dtype or fast_dtype()
+        self.use_fsdp = use_fsdp
         if dtype == 'float16':
             if not has_accelerator():
                 raise ConfigError("AmpOptimWrapper: float16 needs a GPU; use dtype='bfloat16' on this machine")
@@ -59,6 +62,19 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         else:
             with super().optim_context(model):
                 yield
+
+    def _clip_grad(self):
+        if not self.use_fsdp or self.clip_func is not torch.nn.utils.clip_grad_norm_:
+            return super()._clip_grad()
+        settings = dict(self.clip_grad_kwargs)
+        power = float(settings.pop('norm_type', 2))
+        parameters = [parameter for group in self.param_groups for parameter in group['params'] if parameter.grad is not None]
+        own = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], power)
+        total = own**power
+        all_reduce(total)
+        total = total ** (1 / power)
+        torch.nn.utils.clip_grads_with_norm_(parameters, settings['max_norm'], total)
+        self.message_hub.update_scalar(f'train/{self.grad_name}', float(total))
 
     def load_state_dict(self, state_dict):
         """Continue from the state of a run in either precision.

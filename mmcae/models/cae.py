@@ -84,7 +84,9 @@ class CAE(BaseSelfSupervisor):
 
     def forward_parts(self, images: Tensor, visible: Tensor, masked: Tensor) -> dict[str, Tensor | None]:
         """All boxes but the target: predictions (B, m, V), predicted and aligned latents (B, m, D)."""
-        positions = self.positions(self.backbone.grid_of(images.shape[-2:]))
+        grid = self.backbone.grid_of(images.shape[-2:])
+        check_mask_grid(visible.shape[1] + masked.shape[1], images, grid)
+        positions = self.positions(grid)
         latent_visible = self.encode(images, visible)
         latent_pred = self.regress(latent_visible, visible, masked, positions)
         latent_target = self.alignment_target(images, masked) if self.align_loss_weight else None
@@ -278,6 +280,19 @@ def split_patches(mask: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
     order = mask.to(torch.uint8).argsort(dim=1, stable=True).to(images.device, non_blocking=True)
     visible = mask.shape[1] - count
     return order[:, :visible], order[:, visible:]
+
+
+def check_mask_grid(patches: int, images: Tensor, grid: tuple[int, int]):
+    """Masks of fewer patches than the images have would leave the others out without a word.
+
+    Raises:
+        ConfigError: The masks were made for another grid.
+    """
+    if patches != grid[0] * grid[1]:
+        raise ConfigError(
+            f'The masks have {patches} patches, but images of {images.shape[-2]}x{images.shape[-1]} pixels have {grid[0] * grid[1]}: set '
+            f'grid={grid} of the mask generator'
+        )
 
 
 def at_least_float(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ..utils.errors import ConfigError
 from .relative_position import relative_position_bias, table_length
 from .windows import window_attention
 
@@ -25,6 +26,17 @@ def add_residual(x: Tensor, branch: Tensor, gamma: Tensor | None, drop_path: nn.
     return x + drop_path(branch if gamma is None else gamma * branch)
 
 
+def inner_width(dim: int, num_heads: int) -> int:
+    """Width of all heads together, `dim // num_heads` each: at most `dim`.
+
+    Raises:
+        ConfigError: There is no head, or not a channel for each.
+    """
+    if not 0 < num_heads <= dim:
+        raise ConfigError(f'num_heads={num_heads} must lie between 1 and the width of the tokens, {dim}')
+    return dim // num_heads * num_heads
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one fused projection, biased queries and values, and unbiased keys (as in BEiT).
 
@@ -40,7 +52,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window = window
-        inner = dim // num_heads * num_heads
+        inner = inner_width(dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * inner, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(inner))
         self.v_bias = nn.Parameter(torch.zeros(inner))

@@ -7,7 +7,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..registry import MODELS
-from .layers import LAYER_NORM_EPS, add_residual, drop_path_rates, init_stack, layer_scale
+from .layers import LAYER_NORM_EPS, add_residual, drop_path_rates, init_stack, inner_width, layer_scale
 
 
 class CrossAttention(nn.Module):
@@ -16,7 +16,7 @@ class CrossAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        inner = dim // num_heads * num_heads
+        inner = inner_width(dim, num_heads)
         self.q = nn.Linear(dim, inner, bias=False)
         self.k = nn.Linear(dim, inner, bias=False)
         self.v = nn.Linear(dim, inner, bias=False)

@@ -65,6 +65,8 @@ def read_config(path):
         ConfigError: It is absent or cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f'There is no config {path}: it is a folder, name a file in it')
     if not path.is_file():
         raise ConfigError(f'There is no config {path}{nearest_config(path)}')
     try:
@@ -216,11 +218,16 @@ def check_config(cfg):
     elif scope in compat.LIBRARIES:
         compat.require(scope)
     for name in LOADERS:
-        loader = cfg.get(name) or {}
-        for key, least in (('batch_size', 1), ('num_workers', 0)):
-            value = loader.get(key, least)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f'{name}.{key}={value!r}: expected a whole number, at least {least}')
+        _check_counts(cfg, name, batch_size=1, num_workers=0)
+    _check_counts(cfg, 'train_cfg', max_epochs=1, max_iters=1, val_interval=1)
+
+
+def _check_counts(cfg, name, **least):
+    part = cfg.get(name) or {}
+    for key, lowest in least.items():
+        value = part.get(key, lowest)
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            raise ConfigError(f'{name}.{key}={value!r}: expected a whole number, at least {lowest}')
 
 
 def complete_dataloaders(cfg):

@@ -90,13 +90,14 @@ def explain(error):
     if isinstance(error, pickle.UnpicklingError):
         return f'A checkpoint was refused, because it holds more than tensors and plain data: {error}'
     if isinstance(error, KeyError | RuntimeError):
-        return _explain_unknown_type(error) or _explain_lost_process(error)
+        explained = _explain_unknown_type(error) or _explain_missing_type(error) or _explain_empty_folder(error)
+        return explained or _explain_lost_process(error)
     if isinstance(error, TypeError | AssertionError):
-        return _explain_refused_arguments(error)
+        return _explain_refused_arguments(error) or _explain_unknown_optimizer(error)
     if isinstance(error, ValueError):
         if 'Expected more than 1 value per channel when training' in str(error):
             return f'A batch norm cannot train on one value per channel: set train_dataloader.batch_size to 2 or more ({error})'
-        return _explain_empty_dataset(error)
+        return _explain_empty_dataset(error) or _explain_refused_arguments(error)
     return None
 
 
@@ -116,7 +117,7 @@ def _message(error):
 def _explain_unknown_type(error):
     """For a `type='X'` that no registry knows; mmengine says so in two ways, the second for names with a scope."""
     text = str(error.args[0]) if error.args else ''
-    match = re.match(r'(\S+) is not in the \w+::[\w ]+ registry', text) or re.fullmatch(r'Failed to get (\S+)', text)
+    match = re.match(r'(\S+) is not in the (?:\w+::)?[\w ]+ registry', text) or re.fullmatch(r'Failed to get (\S+)', text)
     if not match:
         return None
     return f"No registry knows type '{match[1]}', which the config asks for{nearest(match[1], _registered())}"
@@ -136,6 +137,31 @@ def _explain_lost_process(error):
             f'why. The checkpoints are intact: go on with --resume ({text[:200]})'
         )
     return None
+
+
+def _explain_missing_type(error):
+    """For a part of a config that says what to change of something, where there is nothing to be changed."""
+    match = re.match(r'`cfg` or `default_args` must contain the key "type", but got (.*)', str(error.args[0]) if error.args else '')
+    if not match:
+        return None
+    return f'The config has a part without a `type`: {match[1]}. Give it one, or correct its name, if it is to change a part of _base_'
+
+
+def _explain_empty_folder(error):
+    """For mmpretrain's folders of images without an image."""
+    match = re.match(r'Found 0 files in subfolders of: (.*)', str(error), re.DOTALL)
+    return f'There is no image in {match[1]}: look at data_root and data_prefix of the data set' if match else None
+
+
+def _explain_unknown_optimizer(error):
+    """For an optimizer of an unknown type, which mmengine's constructor looks up and does not find."""
+    frame = error.__traceback__
+    while frame is not None and not hasattr(frame.tb_frame.f_locals.get('self'), 'optimizer_cfg'):
+        frame = frame.tb_next
+    if frame is None or 'None is not a callable object' not in str(error):
+        return None
+    name = frame.tb_frame.f_locals['self'].optimizer_cfg.get('type')
+    return f"No registry knows type '{name}', which optim_wrapper.optimizer asks for{nearest(str(name), _registered())}"
 
 
 def _registered():
@@ -161,7 +187,7 @@ def _explain_refused_arguments(error):
     if unknown and unknown[1] in frame['args']:
         arguments = [name for name in inspect.signature(built).parameters if name not in ('self', 'args', 'kwargs')]
         return f"{built.__name__} has no argument '{unknown[1]}'{nearest(unknown[1], arguments)} (it has {', '.join(arguments)})"
-    if isinstance(error, AssertionError) or re.search(r'missing \d+ required (positional|keyword-only) argument', str(error)):
+    if isinstance(error, AssertionError | ValueError) or re.search(r'missing \d+ required (positional|keyword-only) argument', str(error)):
         return f'{built.__name__} refuses its arguments: {error}'
     return None
 

@@ -4,18 +4,38 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from mmcae.compat import has_accelerator
+from mmcae.utils.errors import ConfigError
+from mmcae.utils.runner import TORCHRUN, check_gpu_of_this_process, infer_launcher
 
 SRUN = """#!/usr/bin/env bash
-# Prints how it was called, then runs the command as the only task of a job.
-while [[ $1 == --* ]]; do echo "srun option: $1"; shift; done
-export SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 SLURM_NODELIST=localhost
-exec "$@"
+# Prints how it was called, then runs the command as the tasks of a job on this machine.
+while [[ $1 == --* ]]; do
+    echo "srun option: $1"
+    [[ $1 == --ntasks=* ]] && export SLURM_NTASKS=${1#*=}
+    shift
+done
+export SLURM_NODELIST=localhost SLURM_STEP_NUM_TASKS=$SLURM_NTASKS
+TASKS=()
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+    TASKS+=($!)
+done
+for task in "${TASKS[@]}"; do wait "$task" || exit $?; done
 """
+
+
+def free_port():
+    """The number of a port that nothing listens to, as a string."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        return str(free.getsockname()[1])
 
 
 @pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
@@ -46,26 +66,76 @@ def test_slurm(classification_config, run_tool, tmp_path):
     for name, text in (('srun', SRUN), ('scontrol', '#!/usr/bin/env bash\necho localhost\n')):
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
-    environment = dict(PATH=f'{commands}:{os.environ["PATH"]}', GPUS='1', GPUS_PER_NODE='0', SRUN_ARGS='--time=1:00:00 --account=me')
+    environment = dict(PATH=f'{commands}:{os.environ["PATH"]}', GPUS='2', GPUS_PER_NODE='0', SRUN_ARGS='--time=1:00:00 --account=me')
     folder = tmp_path / 'run'
-    arguments = ('debug', 'tiny', classification_config, '--work-dir', folder)
+    arguments = ('debug', 'tiny', classification_config, '--work-dir', folder, '--no-validate')
     code, output = run_tool('tools/slurm_train.sh', *arguments, env=environment)
     assert code == 0, output
-    for option in ('--partition=debug', '--job-name=tiny', '--ntasks=1', '--ntasks-per-node=1', '--kill-on-bad-exit=1', '--account=me'):
+    for option in ('--partition=debug', '--job-name=tiny', '--ntasks=2', '--ntasks-per-node=2', '--kill-on-bad-exit=1', '--account=me'):
         assert f'srun option: {option}\n' in output
     assert '--gres' not in output
-    assert (folder / 'epoch_2.pth').exists() and '(1 process x 4 images' in output
+    assert (folder / 'epoch_2.pth').exists() and output.count('(2 processes x 4 images') == 1
+
+    environment.update(GPUS='1')
+    code, output = run_tool('tools/slurm_test.sh', *arguments[:3], folder / 'epoch_2.pth', '--work-dir', folder, env=environment)
+    assert code == 0 and 'srun option: --ntasks=1\n' in output, output
+    assert 0 <= json.loads((folder / 'metrics.json').read_text())['accuracy/top1'] <= 100
+
+
+@pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
+def test_two_machines(classification_config, repository, tmp_path):
+    """Each with one process, started by the same command but for NODE_RANK; here both are this one."""
+    folder = tmp_path / 'run'
+    command = ['bash', 'tools/dist_train.sh', str(classification_config), '1', '--work-dir', str(folder), '--no-validate']
+    meeting = dict(os.environ, PYTHON=sys.executable, NNODES='2', MASTER_ADDR='127.0.0.1', PORT=free_port())
+    machines = [
+        subprocess.Popen(
+            command, cwd=repository, env=dict(meeting, NODE_RANK=str(rank)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for rank in range(2)
+    ]
+    outputs = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], '\n'.join(outputs)
+    assert 'Effective batch size 8 (2 processes' in outputs[0] and 'Effective batch size' not in outputs[1]
+    assert torch.load(folder / 'epoch_2.pth', weights_only=True)['meta']['iter'] == 2
+
+
+@pytest.mark.parametrize(
+    ('environment', 'launcher'),
+    [
+        (dict(), 'none'),
+        (dict(RANK='1', LOCAL_RANK='1', WORLD_SIZE='2', MASTER_ADDR='127.0.0.1'), 'pytorch'),
+        (dict(RANK='1'), 'none'),  # which other programs set as well
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='8'), 'none'),  # a batch script, outside of srun
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='8', SLURM_STEP_NUM_TASKS='8'), 'slurm'),
+        (dict(SLURM_PROCID='0', SLURM_NTASKS='8', SLURM_STEP_NUM_TASKS='1'), 'none'),
+        (dict(OMPI_COMM_WORLD_SIZE='2'), 'mpi'),
+    ],
+)
+def test_the_launcher_is_found_out(monkeypatch, environment, launcher):
+    for name in [name for name in os.environ if name.startswith(('SLURM_', 'OMPI_')) or name in TORCHRUN]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert infer_launcher() == launcher
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    check_gpu_of_this_process()
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(ConfigError, match='Process 2 of this machine .* has no GPU, because 2 can be seen'):
+        check_gpu_of_this_process()
 
 
 @pytest.mark.skipif(has_accelerator(), reason='over gloo')
 def test_mpi(classification_config, run_tool, tmp_path):
     """As the only process of an mpirun, with what it puts into the environment."""
     ranks = {f'OMPI_COMM_WORLD_{name}': value for name, value in (('SIZE', '1'), ('RANK', '0'), ('LOCAL_RANK', '0'))}
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = str(free.getsockname()[1])
     arguments = (classification_config, '--work-dir', tmp_path / 'run', '--launcher', 'mpi')
-    code, output = run_tool('tools/train.py', *arguments, env=dict(ranks, MASTER_ADDR='127.0.0.1', MASTER_PORT=port))
+    code, output = run_tool('tools/train.py', *arguments, env=dict(ranks, MASTER_ADDR='127.0.0.1', MASTER_PORT=free_port()))
     assert code == 0 and '(1 process x 4 images' in output, output
 
 

@@ -1,6 +1,5 @@
 """tools/train.py and tools/test.py as processes, for every kind of config; and what they say to bad input."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -95,7 +94,7 @@ def test_segmentation(segmentation_config, run_tool, tmp_path):
     assert len(list((tmp_path / 'pictures').rglob('*.png'))) == 4
 
 
-# ---------------------------------------------------------------- bad input
+# ---------------------------------------------------------------- bad input, as processes; the table of it all is in test_nonsense.py
 
 
 class RunsCode:
@@ -129,53 +128,3 @@ def test_checkpoint_of_another_model_is_refused(classification_config, run_tool,
     line = output.splitlines()[-1]
     assert 'other.pth belongs to another model' in line and 'head.extra' in line and 'attn.qkv.weight' in line
     assert not (folder / 'metrics.json').exists()
-
-
-@pytest.fixture
-def call_tool(repository, monkeypatch, capsys):
-    """Call a tool's main() within this process, which is quick enough for a table: returns the exit code and the last line printed."""
-
-    def call(name, *arguments):
-        spec = importlib.util.spec_from_file_location(name, repository / 'tools' / f'{name}.py')
-        tool = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(tool)
-        monkeypatch.setattr('sys.argv', [name, *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            tool.main()
-        return stopped.value.code, ''.join(capsys.readouterr()).strip().splitlines()[-1]
-
-    return call
-
-
-@pytest.mark.parametrize(
-    ('tool', 'arguments', 'message'),
-    [
-        ('train', ['{config}x'], 'There is no config'),
-        ('train', ['{config}', '--resume', '{folder}/absent.pth'], 'There is no checkpoint'),
-        ('train', ['{config}', '--cfg-options', 'load_from={folder}/absent.pth'], 'There is no checkpoint'),
-        ('train', ['{config}', '--work-dir', '{config}/run'], 'Cannot write results to'),
-        ('train', ['{config}', '--auto-scale-lr', '--cfg-options', 'auto_scale_lr.base_batch_size=0'], '--auto-scale-lr needs'),
-        ('train', ['{config}', '--amp', '--cfg-options', 'optim_wrapper.type=Strange'], 'decides about precision itself'),
-        ('train', ['{config}', '--cfg-options', 'train_dataloader.batch_size=0'], 'batch_size=0'),
-        ('train', ['{config}', '--cfg-options', 'train_dataloadr.batch_size=1'], "did you mean 'train_dataloader'"),
-        ('train', ['{config}', '--launcher', 'pytorch'], 'start by tools/dist_train.sh'),
-        ('train', ['{config}', '--launcher', 'carrier-pigeon'], 'invalid choice'),
-        (
-            'train',
-            ['{config}', '--cfg-options', 'model.backbone.img_sizes=16'],
-            "CAEViT has no argument 'img_sizes'; did you mean 'img_size'",
-        ),
-        ('train', ['{config}', '--cfg-options', 'model.backbone.type=mmcae.CAEVit'], "'mmcae.CAEViT'"),
-        ('train', ['{config}', '--cfg-options', 'train_dataloader.dataset.data_root={folder}/absent'], 'absent'),
-        ('test', ['{config}', '{folder}/absent.pth'], 'There is no checkpoint'),
-        ('test', ['{config}', '{config}', '--out', 'predictions.txt'], 'name a .pkl file'),
-        ('test', ['{config}', '{config}', '--cfg-options', 'test_evaluator=None'], 'describes no test'),
-        ('test', ['{config}', '{config}', '--tta', '--show-dir', '{folder}/pictures'], 'leave --tta out'),
-        ('test', ['{config}', '{config}'], 'tiny_classifier.py was refused'),
-    ],
-)
-def test_bad_input_is_one_line(call_tool, classification_config, tmp_path, monkeypatch, tool, arguments, message):
-    monkeypatch.chdir(tmp_path)
-    arguments = [argument.format(config=classification_config, folder=tmp_path) for argument in arguments]
-    code, line = call_tool(tool, *arguments)
-    assert code == 2 and message in line, line

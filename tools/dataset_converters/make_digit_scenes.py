@@ -101,7 +101,10 @@ def main():
         return
     from sklearn.datasets import load_digits  # takes longer to import than a run takes that has nothing to do
 
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f'Cannot write to {args.out}: {error.strerror}. Choose another folder with --out.')
     write_json(args.out / MARKER, {**settings, 'complete': False})
     sources = load_digits()
     splits = split_digits(sources.target)
@@ -122,7 +125,10 @@ def is_complete(out, settings):
     marker = out / MARKER
     if not marker.exists():
         raise FileExistsError(f'{out} is not empty and was not made by this tool. Choose another folder with --out.')
-    found = json.loads(marker.read_text())
+    try:
+        found = json.loads(marker.read_text())
+    except ValueError:
+        raise FileExistsError(f'{marker} is damaged. Delete {out} or choose another folder with --out.') from None
     complete = found.pop('complete')
     if found != settings:
         raise FileExistsError(f'{out} holds digit scenes made with {found}, not {settings}. Delete it or choose another folder with --out.')

@@ -85,8 +85,8 @@ def convert_cae(args):
     )
 
     content = read_checkpoint(args.src)
-    state = load_state(content)
-    kind = args.kind or detect_kind(state)
+    state = load_state(content, args.src)
+    kind = args.kind or detect_kind(state, args.src)
     ours = cae_of(to_mmcae(state, kind))
     pool = args.pool or 'token'
     if args.to == 'mmcae':

@@ -24,6 +24,6 @@ env_cfg = dict(
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl', timeout=600),  # seconds after which processes give up waiting for one that is gone
 )
-log_processor = dict(window_size=50)
+log_processor = dict(type='mmcae.LogProcessor', window_size=50)  # losses are means over all processes
 log_level = 'INFO'
 randomness = dict(seed=None)
