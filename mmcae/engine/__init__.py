@@ -2,7 +2,17 @@
 
 from .amp import AmpOptimWrapper
 from .distributed import CPUDistributedDataParallel
-from .hooks import CheckClasses, CheckDetector, CheckLabels, CheckLoss, CheckpointHook, CheckSample, DrawReconstructions, OnlineProbe
+from .hooks import (
+    CheckClasses,
+    CheckDetector,
+    CheckLabels,
+    CheckLoss,
+    CheckpointHook,
+    CheckSample,
+    CompileParts,
+    DrawReconstructions,
+    OnlineProbe,
+)
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
@@ -18,6 +28,7 @@ __all__ = [
     'CheckLoss',
     'CheckpointHook',
     'CheckSample',
+    'CompileParts',
     'DrawReconstructions',
     'DeepSpeedStrategy',
     'EpochBasedTrainLoop',

@@ -7,6 +7,9 @@ from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 from ..utils.errors import ConfigError
 
 OPTIONS = {'layer_decay_rate', 'no_decay', 'lr_mult'}
+# Optimizers of torch that update all parameters in one kernel, given fused=True, and where they do.
+FUSED = {'Adam', 'AdamW', 'SGD'}
+FUSED_DEVICES = {'cpu', 'cuda'}
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -14,7 +17,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning rates, and weight decay for matrices only (arXiv 2202.03026, section 4; the authors' code).
 
     It asks the model's `backbone` for `get_layer_depth`, so it works in mmpretrain, mmdet and mmseg alike. Vectors (biases, norms,
-    layer scales) are never decayed. Parameters with the same learning rate and decay share a group, which keeps optimizers fast.
+    layer scales) are never decayed. Parameters with the same learning rate and decay share a group, which keeps optimizers fast, and torch's
+    fused kernels are used where there are any, unless the config says `fused=False`.
 
     `paramwise_cfg` may have:
 
@@ -59,4 +63,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def __call__(self, model: nn.Module):
         """Build the optimizer wrapper; the rules hold without any `paramwise_cfg` too."""
         self.paramwise_cfg = self.paramwise_cfg or dict(layer_decay_rate=1.0)
+        kind = self.optimizer_cfg['type']
+        devices = {parameter.device.type for parameter in model.parameters() if parameter.requires_grad}
+        if getattr(kind, '__name__', kind) in FUSED and devices <= FUSED_DEVICES and not self.optimizer_cfg.get('foreach'):
+            self.optimizer_cfg.setdefault('fused', True)
         return super().__call__(model)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
 from timm.models import adapt_input_conv
@@ -27,14 +28,22 @@ OUT_TYPES = ('cls_token', 'avg_featmap', 'featmap', 'raw')
 
 
 class PatchEmbed(nn.Module):
-    """Cuts images into patches and projects each to a token: (B, in_channels, H, W) -> (B, N, C) in raster order."""
+    """Cuts images into patches and projects each to a token: (B, in_channels, H, W) -> (B, N, C) in raster order.
+
+    Given the raster indices (B, n) of some patches it projects these alone, to (B, n, C).
+    """
 
     def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int]):
         super().__init__()
         self.proj = nn.Conv2d(in_channels, dim, patch_size, patch_size)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.proj(images).flatten(2).transpose(1, 2)
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        if index is None:
+            return self.proj(images).flatten(2).transpose(1, 2)
+        rows, columns = self.proj.kernel_size
+        tiles = images.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        patches = tiles.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(pick(patches, index), self.proj.weight.flatten(1), self.proj.bias)
 
 
 @MODELS.register_module()
@@ -165,9 +174,7 @@ class CAEViT(BaseModule):
         """Images (B, in_channels, H, W) -> tokens (B, 1 + n, C) with their positions, and the whole patch grid (h, w)."""
         grid = self.grid_of(images.shape[-2:])
         positions = self.positions(grid).to(images.dtype)
-        x = self.patch_embed(images) + positions[:, 1:]
-        if index is not None:
-            x = pick(x, index)
+        x = self.patch_embed(images, index) + (positions[:, 1:] if index is None else pick(positions[:, 1:], index))
         cls = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
         return torch.cat((cls.to(x.dtype), x), dim=1), grid
 

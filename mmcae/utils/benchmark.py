@@ -14,11 +14,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from .. import compat
 from .errors import ConfigError
 
 MIB = 2**20
@@ -84,6 +86,29 @@ def show(value: Mapping[str, float]) -> str:
     return f'{value["median"]:.2f} ({value["low"]:.2f} to {value["high"]:.2f})'
 
 
+# ---------------------------------------------------------------- arithmetic
+
+
+@contextmanager
+def flop_counter():
+    """Torch's counter of operations in matrix products and convolutions, those of attention as `aten.bmm`; an addition counts as one."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # which does not know all fused kernels of attention
+        yield counter
+
+
+def count_flops(run: Callable) -> int:
+    """Operations of the matrix products and convolutions in a call, backward passes included."""
+    with flop_counter() as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def matrix_rate(device: torch.device, dtype: str, size: int = 4096, runs: int = 5) -> float:
+    """Operations per second in the product of two square matrices: what the device can do at best in float32, bfloat16 or float16."""
+    a, b = (torch.rand(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+    return 2 * size**3 / min(take_turns(dict(product=lambda: a @ b), runs, device)['product'])
+
+
 # ---------------------------------------------------------------- memory
 
 
@@ -105,17 +130,14 @@ def peak_memory(build: Callable, *arguments, device: torch.device, runs: int = 2
     """
     if device.type == 'cpu' and not Path('/proc/self/clear_refs').exists():
         raise ConfigError('Peak memory on a CPU is read from /proc, which only Linux has')
-    with multiprocessing.get_context('spawn').Pool(1) as pool:
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['mmcae.models', 'timm'])  # loaded once for all processes; no device is touched there
+    with context.Pool(1) as pool:
         return pool.apply(_peak_memory, (build, arguments, device, runs))
 
 
 def _peak_memory(build, arguments, device, runs):
     """The part of :func:`peak_memory` that runs in the other process."""
-    compat.import_mmpretrain()
-    import timm  # noqa: F401
-
-    import mmcae.models  # noqa: F401
-
     _warm_up(device)
     before = _resident('VmRSS')
     run = build(*arguments)

@@ -3,6 +3,7 @@
 from .check_sample import CheckSample
 from .checkpoint import CheckpointHook
 from .class_check import CheckClasses
+from .compile import CompileParts
 from .detector_check import CheckDetector
 from .draw_reconstructions import DrawReconstructions
 from .label_check import CheckLabels
@@ -16,6 +17,7 @@ __all__ = [
     'CheckLoss',
     'CheckpointHook',
     'CheckSample',
+    'CompileParts',
     'DrawReconstructions',
     'OnlineProbe',
 ]

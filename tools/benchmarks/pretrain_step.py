@@ -1,0 +1,157 @@
+"""One training step of CAE: mmcae's recipe against mmpretrain's own CAE, with the same weights, batch and masks.
+
+    OMP_NUM_THREADS=2 python tools/benchmarks/pretrain_step.py --json work_dirs/benchmarks/pretrain_step.json
+    python tools/benchmarks/pretrain_step.py --device cuda --batch-size 256 --compile
+
+A step is what both train with: uint8 pixels to losses, backward pass, clipping, AdamW. mmpretrain's model and optimizer are those of its
+config, with the number of masked patches set to that of the masks; in float32, and on a GPU also by its own mixed precision. Ours are those
+of our recipe, but for drop path, which mmpretrain's config does without. All have to give the same losses and gradients before they are timed.
+
+The columns from `tokenizer` to `optimizer` are the split of a step in seconds, measured in further steps: forward passes of the parts, the
+losses, the backward pass, and the update with its clipping. What is left of the step (normalising pixels, logs) has no column.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+from contenders import OURS, PARTS, THEIRS, add_size_arguments, build, build_all, check, functions_of, make_batch, metered, step
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where to compute (default: %(default)s)')
+    add_size_arguments(parser, batch_size=8)
+    parser.add_argument('--mask-ratio', type=float, default=0.5, help='share of masked patches (default: %(default)s)')
+    parser.add_argument(
+        '--mask-ratios',
+        type=float,
+        nargs='*',
+        default=[0.3, 0.4, 0.6, 0.75],
+        metavar='R',
+        help='further ones, for ours (default: %(default)s)',
+    )
+    parser.add_argument('--compile', action='store_true', help='time ours compiled too (minutes of compilation on a CPU)')
+    parser.add_argument('--rounds', type=int, default=7, help='how often each contender has its turn (default: %(default)s)')
+    parser.add_argument('--json', metavar='FILE', help='write the results there')
+    args = parser.parse_args()
+    if min(args.rounds, args.batch_size) < 1:
+        parser.error('--rounds and --batch-size must be at least 1')
+    if any(not 0 < ratio < 1 for ratio in (args.mask_ratio, *args.mask_ratios)):
+        parser.error('mask ratios must lie between 0 and 1')
+    return args
+
+
+def main():
+    args = parse_args()
+    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
+
+    with one_line_errors():
+        compare(args)
+
+
+def compare(args):
+    from mmcae.utils import benchmark
+
+    device = benchmark.device_of(args.device)
+    contenders = contenders_of(args)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = Path(folder, 'tokenizer.pth')
+        models = build_all(args, contenders, tokenizer)
+        batch = make_batch(args, args.mask_ratio)
+        check(models, batch)
+        steps = {name: partial(step, *built, batch) for name, built in models.items()}
+        flops = {name: benchmark.count_flops(steps[name]) for name in (THEIRS, OURS)}
+        times = benchmark.take_turns(steps, args.rounds, device)
+        parts = split(models, batch, device)
+        others = sweep(args, models, device)
+        del models, steps
+        memory = {name: benchmark.peak_memory(build_step, args, how, tokenizer, device=device) for name, how in contenders.items()}
+
+    faster = {name: benchmark.ratio(times[THEIRS], times[name]) for name in contenders}
+    rows = []
+    for name, how in contenders.items():
+        rate = benchmark.matrix_rate(device, how['dtype'] or 'float32')
+        used = flops[OURS if how['ours'] else THEIRS] / statistics.median(times[name]) / rate
+        more = {'times mmpretrain': benchmark.show(faster[name]), 'of matrix rate': f'{used:.0%}', 'peak MiB': memory[name]}
+        rows.append(row(args, name, args.mask_ratio, times[name], **more, **parts[name]))
+    rows += [row(args, name, ratio, seconds) for (name, ratio), seconds in others.items()]
+    results = dict(
+        ours_vs_mmpretrain=dict(
+            throughput=faster[OURS]['median'],
+            peak_memory=memory[OURS] / memory[THEIRS],
+            throughput_bf16=faster[f'{OURS} bf16']['median'],
+        ),
+        throughput=faster,
+        peak_memory_mib=memory,
+        seconds=times,
+    )
+    benchmark.report(f'One training step of CAE, {args.batch_size} images of {args.img_size} px', rows, device, results, args.json)
+
+
+def row(args, name, ratio, seconds, **more):
+    """A line of the table; what was not measured stays empty."""
+    time = statistics.median(seconds)
+    empty = dict.fromkeys(('times mmpretrain', 'of matrix rate', 'peak MiB', *PARTS))
+    return {'contender': name, 'masked': ratio, 's/step': time, 'images/s': args.batch_size / time, **empty, **more}
+
+
+def contenders_of(args):
+    """Name -> how it computes: its framework, the precision of model and tokenizer, and whether it is compiled."""
+    contenders = {
+        THEIRS: dict(ours=False, dtype=None),
+        OURS: dict(ours=True, dtype=None),
+        f'{OURS} bf16': dict(ours=True, dtype='bfloat16'),
+    }
+    if args.device == 'cuda':
+        contenders[f'{THEIRS} fp16'] = dict(ours=False, dtype='float16')
+        contenders[f'{OURS} fp16'] = dict(ours=True, dtype='float16')
+    else:  # on a GPU the tokenizer computes in float16 by default
+        contenders[f'{OURS} bf16, tokenizer too'] = dict(ours=True, dtype='bfloat16', tokenizer_dtype='bfloat16')
+    if args.compile:
+        contenders |= {f'{name}, compiled': dict(how, compile=True) for name, how in contenders.items() if how['ours']}
+    return contenders
+
+
+def build_step(args, how, tokenizer):
+    """A contender alone with random weights, for measuring its memory."""
+    return partial(step, *build(args, **how, tokenizer=tokenizer), make_batch(args, args.mask_ratio))
+
+
+# ---------------------------------------------------------------- measurements
+
+
+def split(models, batch, device, rounds=3):
+    """Name -> part -> seconds of a step, the median of a few further steps."""
+    from mmcae.utils.benchmark import synchronize
+
+    def clock():
+        synchronize(device)
+        return time.perf_counter()
+
+    seconds = {name: {part: [] for part in PARTS} for name in models}
+    for _ in range(rounds):
+        for name, (model, optim_wrapper) in models.items():
+            with metered(functions_of(model, optim_wrapper), clock) as passed:
+                step(model, optim_wrapper, batch)
+            for part in PARTS:
+                seconds[name][part].append(passed[part])
+    return {name: {part: statistics.median(values) for part, values in parts.items()} for name, parts in seconds.items()}
+
+
+def sweep(args, models, device):
+    """(name, mask ratio) -> times of ours, as is and in bfloat16."""
+    from mmcae.utils import benchmark
+
+    steps = {}
+    for name in (OURS, f'{OURS} bf16'):
+        for ratio in args.mask_ratios:
+            steps[name, ratio] = partial(step, *models[name], make_batch(args, ratio))
+    return benchmark.take_turns(steps, min(args.rounds, 3), device)
+
+
+if __name__ == '__main__':
+    main()
