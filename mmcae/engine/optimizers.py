@@ -17,8 +17,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Layer-wise learning rates, and weight decay for matrices only (arXiv 2202.03026, section 4; the authors' code).
 
     It asks the model's `backbone` for `get_layer_depth`, so it works in mmpretrain, mmdet and mmseg alike. Vectors (biases, norms,
-    layer scales) are never decayed. Parameters with the same learning rate and decay share a group, which keeps optimizers fast, and torch's
-    fused kernels are used where there are any, unless the config says `fused=False`.
+    layer scales) are never decayed. Parameters with the same learning rate and decay share a group, and torch's fused kernels are used
+    where it has them (unless the config says `fused=False`): both keep optimizers fast.
 
     `paramwise_cfg` may have:
 

@@ -1,6 +1,9 @@
 """Which learning rate and weight decay each parameter gets, against a slow table by name."""
 
+import copy
+
 import pytest
+import torch
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -132,3 +135,37 @@ def test_same_settings_as_mmpretrains_constructor(tiny_cae):
     for group in wrapper.optimizer.param_groups:
         for parameter in group['params']:
             assert found[names[id(parameter)]][0] == pytest.approx(group['lr']), names[id(parameter)]
+
+
+@pytest.mark.parametrize(
+    ('settings', 'fused'),
+    [
+        (dict(type='AdamW'), True),
+        (dict(type='SGD', lr=0.1), True),
+        (dict(type='AdamW', fused=False), False),
+        (dict(type='AdamW', foreach=True), None),
+        (dict(type='RMSprop'), None),
+    ],
+)
+def test_fused_kernels_where_torch_has_them(settings, fused):
+    model = nn.Linear(4, 4)
+    cfg = dict(type='OptimWrapper', optimizer=settings, constructor='mmcae.LayerDecayOptimWrapperConstructor')
+    assert build_optim_wrapper(model, cfg).optimizer.defaults.get('fused') is fused
+
+
+def test_fused_update_is_the_same():
+    """Also when it goes on from the state of an optimizer that was not fused."""
+    reference = nn.Linear(4, 4)
+    models = [copy.deepcopy(reference) for _ in range(2)]
+    cfg = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.1), constructor='mmcae.LayerDecayOptimWrapperConstructor')
+    plain, fused = (
+        build_optim_wrapper(m, dict(cfg, optimizer=dict(cfg['optimizer'], **s)))
+        for m, s in zip(models, (dict(fused=False), {}), strict=True)
+    )
+    images = torch.randn(8, 4)
+    for number in range(4):
+        if number == 2:
+            fused.load_state_dict(copy.deepcopy(plain.state_dict()))
+        for model, wrapper in zip(models, (plain, fused), strict=True):
+            wrapper.update_params(model(images).square().mean())
+        torch.testing.assert_close(models[1].weight, models[0].weight)

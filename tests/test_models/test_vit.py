@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from mmcae.models import CAEViT
-from mmcae.models.layers import sincos_position_table
+from mmcae.models.layers import pick, sincos_position_table
+from mmcae.models.vit import PatchEmbed
 from mmcae.utils.errors import CheckpointError
 
 ARCH = dict(embed_dims=32, num_layers=3, num_heads=4)
@@ -147,6 +148,17 @@ def test_out_indices():
     assert isinstance(plain.norm, nn.Identity)
     torch.testing.assert_close(plain(x)[1], maps[1])
     assert not torch.allclose(plain(x)[2], maps[2], atol=1e-3)
+
+
+def test_picked_patches_are_those_of_the_whole_image():
+    """What the convolution gives, values and gradients; neither patches nor grid need to be square."""
+    embed = PatchEmbed(5, 12, (4, 8)).double()
+    x, index = torch.randn(2, 5, 12, 32, dtype=torch.float64), torch.tensor([[11, 0, 6], [5, 5, 2]])
+    found = []
+    for tokens in (embed(x, index), pick(embed(x), index)):
+        found.append((tokens, *torch.autograd.grad(tokens.square().sum(), embed.parameters())))
+    for picked, whole in zip(*found, strict=True):
+        torch.testing.assert_close(picked, whole)
 
 
 @torch.no_grad()

@@ -44,6 +44,7 @@ def build_all(args, contenders, tokenizer):
 
 def build(args, ours, dtype, tokenizer=None, tokenizer_dtype=None, compile=False):
     """A model with random weights in training mode, and its optimizer wrapper, as the config of either framework has them."""
+    from mmengine.logging import MMLogger
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import DefaultScope
 
@@ -54,6 +55,7 @@ def build(args, ours, dtype, tokenizer=None, tokenizer_dtype=None, compile=False
     compat.import_mmpretrain()
     if DefaultScope.get_current_instance() is None:
         DefaultScope.get_instance('benchmark', scope_name='mmpretrain')
+        MMLogger.get_instance('benchmark', log_level='ERROR')  # a line for each frozen weight otherwise
     cfg = our_config(args, tokenizer, tokenizer_dtype) if ours else their_config(args)
     model = MODELS.build(cfg.model)
     if not ours:
@@ -93,7 +95,7 @@ def their_config(args):
     cfg.model.backbone.update(arch=arch, img_size=args.img_size)
     cfg.model.neck.update(embed_dims=args.width, num_heads=heads, mask_tokens_num=masked_patches(args, args.mask_ratio))
     cfg.model.target_generator = dict(type='DALL-E', n_hid=args.tokenizer_width)
-    cfg.model.data_preprocessor = dict(cfg.data_preprocessor)
+    cfg.model.data_preprocessor = dict(cfg.data_preprocessor, to_rgb=False)  # which ours are from the start
     return cfg
 
 
@@ -101,15 +103,15 @@ def masked_patches(args, ratio):
     return min(max(1, round(ratio * (args.img_size // 16) ** 2)), (args.img_size // 16) ** 2 - 1)
 
 
-def make_batch(args, ratio):
+def make_batch(args, ratio, images=None):
     """Two views of random pixels and a random mask for each image, as a dataloader gives them."""
     import torch
     from mmpretrain.structures import DataSample
 
-    grid = args.img_size // 16
+    grid, images = args.img_size // 16, images or args.batch_size
     random = torch.Generator().manual_seed(0)
-    views = [torch.randint(256, (args.batch_size, 3, size, size), generator=random, dtype=torch.uint8) for size in (16 * grid, 8 * grid)]
-    masks = torch.rand(args.batch_size, grid**2, generator=random).argsort(dim=1) < masked_patches(args, ratio)
+    views = [torch.randint(256, (images, 3, size, size), generator=random, dtype=torch.uint8) for size in (16 * grid, 8 * grid)]
+    masks = torch.rand(images, grid**2, generator=random).argsort(dim=1) < masked_patches(args, ratio)
     return dict(inputs=views, data_samples=[DataSample(mask=mask.view(grid, grid)) for mask in masks])
 
 

@@ -67,7 +67,7 @@ def row_of(args, name, built, ratio):
     with flop_counter() as counter:
 
         def total_and_attention():
-            by_operator = counter.get_flop_counts()['Global']
+            by_operator = counter.get_flop_counts().get('Global', {})
             return np.array([sum(by_operator.values()), by_operator.get(torch.ops.aten.bmm, 0)])
 
         with metered(functions_of(model, optim_wrapper), total_and_attention) as counts:

@@ -5,9 +5,10 @@
 
 A step is what both train with: uint8 pixels to losses, backward pass, clipping, AdamW. mmpretrain's model and optimizer are those of its
 config, with the number of masked patches set to that of the masks; in float32, and on a GPU also by its own mixed precision. Ours are those
-of our recipe, but for drop path, which mmpretrain's config does without. All have to give the same losses and gradients before they are timed.
+of our recipe, but for drop path, which mmpretrain's config does without. All have to give the same losses and gradients before anything is
+timed.
 
-The columns from `tokenizer` to `optimizer` are the split of a step in seconds, measured in further steps: forward passes of the parts, the
+The columns from `tokenizer` to `optimizer` are the split of a step in seconds (on a GPU in further steps, which wait at each part): forward passes of the parts, the
 losses, the backward pass, and the update with its clipping. What is left of the step (normalising pixels, logs) has no column.
 """
 
@@ -62,13 +63,12 @@ def compare(args):
         tokenizer = Path(folder, 'tokenizer.pth')
         models = build_all(args, contenders, tokenizer)
         batch = make_batch(args, args.mask_ratio)
-        check(models, batch)
-        steps = {name: partial(step, *built, batch) for name, built in models.items()}
-        flops = {name: benchmark.count_flops(steps[name]) for name in (THEIRS, OURS)}
-        times = benchmark.take_turns(steps, args.rounds, device)
-        parts = split(models, batch, device)
+        single = make_batch(args, args.mask_ratio, images=1)
+        check(models, single)
+        flops = {name: args.batch_size * benchmark.count_flops(partial(step, *models[name], single)) for name in (THEIRS, OURS)}
+        times, parts = time_steps(models, batch, args.rounds, device)
         others = sweep(args, models, device)
-        del models, steps
+        del models
         memory = {name: benchmark.peak_memory(build_step, args, how, tokenizer, device=device) for name, how in contenders.items()}
 
     faster = {name: benchmark.ratio(times[THEIRS], times[name]) for name in contenders}
@@ -124,22 +124,29 @@ def build_step(args, how, tokenizer):
 # ---------------------------------------------------------------- measurements
 
 
-def split(models, batch, device, rounds=3):
-    """Name -> part -> seconds of a step, the median of a few further steps."""
-    from mmcae.utils.benchmark import synchronize
+def time_steps(models, batch, rounds, device):
+    """Name -> seconds of each step, and name -> part -> seconds, the median over the steps."""
+    from mmcae.utils.benchmark import synchronize, take_turns
 
     def clock():
         synchronize(device)
         return time.perf_counter()
 
-    seconds = {name: {part: [] for part in PARTS} for name in models}
-    for _ in range(rounds):
-        for name, (model, optim_wrapper) in models.items():
-            with metered(functions_of(model, optim_wrapper), clock) as passed:
-                step(model, optim_wrapper, batch)
-            for part in PARTS:
-                seconds[name][part].append(passed[part])
-    return {name: {part: statistics.median(values) for part, values in parts.items()} for name, parts in seconds.items()}
+    split = {name: [] for name in models}
+
+    def watched_step(name):
+        with metered(functions_of(*models[name]), clock) as passed:
+            step(*models[name], batch)
+        split[name].append(passed)
+
+    watched = {name: partial(watched_step, name) for name in models}
+    if device.type == 'cpu':  # looking at the clock takes no time there
+        times = take_turns(watched, rounds, device)
+    else:
+        times = take_turns({name: partial(step, *built, batch) for name, built in models.items()}, rounds, device)
+        take_turns(watched, rounds=3, device=device)
+    medians = {name: {part: statistics.median(passed[part] for passed in several[1:]) for part in PARTS} for name, several in split.items()}
+    return times, medians
 
 
 def sweep(args, models, device):
