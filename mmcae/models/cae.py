@@ -13,6 +13,7 @@ from ..checkpoints import load_state, load_strictly, name_of, pretrained_source,
 from ..registry import MODELS
 from ..utils.errors import ConfigError, DataError
 from .layers import init_stack, pick, resize_position_table, sincos_position_table
+from .losses import token_cross_entropy
 from .vit import square_grid
 
 
@@ -117,14 +118,15 @@ class CAE(BaseSelfSupervisor):
 
     def losses(self, prediction: Tensor, target: Tensor, latent_pred: Tensor, latent_target: Tensor | None) -> dict[str, Tensor]:
         """Loss terms from predictions (B, m, V) and targets: token ids (B, m), or numbers (B, m, V); latents (B, m, D) each."""
-        prediction, latent_pred = at_least_float(prediction), at_least_float(latent_pred)
         if target.is_floating_point():
+            prediction = at_least_float(prediction)
             losses = dict(loss_main=F.mse_loss(prediction, target.to(prediction.dtype)))
         else:
             prediction, target = prediction.flatten(0, 1), target.flatten()
             accuracy = (prediction.detach().argmax(-1) == target).float().mean()
-            losses = dict(loss_main=F.cross_entropy(prediction, target), mlm_acc=accuracy)
+            losses = dict(loss_main=token_cross_entropy(prediction, target), mlm_acc=accuracy)
         if latent_target is not None:
+            latent_pred = at_least_float(latent_pred)
             losses['loss_align'] = self.align_loss_weight * F.mse_loss(latent_pred, latent_target.to(latent_pred.dtype))
         return losses
 

@@ -141,7 +141,7 @@ def test_same_settings_as_mmpretrains_constructor(tiny_cae):
     ('settings', 'fused'),
     [
         (dict(type='AdamW'), True),
-        (dict(type='SGD', lr=0.1), True),
+        (dict(type='SGD'), True),
         (dict(type='AdamW', fused=False), False),
         (dict(type='AdamW', foreach=True), None),
         (dict(type='RMSprop'), None),
@@ -149,7 +149,7 @@ def test_same_settings_as_mmpretrains_constructor(tiny_cae):
 )
 def test_fused_kernels_where_torch_has_them(settings, fused):
     model = nn.Linear(4, 4)
-    cfg = dict(type='OptimWrapper', optimizer=settings, constructor='mmcae.LayerDecayOptimWrapperConstructor')
+    cfg = dict(type='OptimWrapper', optimizer=dict(settings, lr=0.1), constructor='mmcae.LayerDecayOptimWrapperConstructor')
     assert build_optim_wrapper(model, cfg).optimizer.defaults.get('fused') is fused
 
 

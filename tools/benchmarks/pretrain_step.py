@@ -8,8 +8,8 @@ config, with the number of masked patches set to that of the masks; in float32, 
 of our recipe, but for drop path, which mmpretrain's config does without. All have to give the same losses and gradients before anything is
 timed.
 
-The columns from `tokenizer` to `optimizer` are the split of a step in seconds (on a GPU in further steps, which wait at each part): forward passes of the parts, the
-losses, the backward pass, and the update with its clipping. What is left of the step (normalising pixels, logs) has no column.
+The columns from `tokenizer` to `optimizer` are the split of a step in seconds, on a GPU of further steps that wait after each part: forward
+passes of the parts, the losses, the backward pass, and the update with its clipping. The rest (normalising pixels, logs) has no column.
 """
 
 import argparse
