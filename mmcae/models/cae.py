@@ -112,8 +112,9 @@ class CAE(BaseSelfSupervisor):
         self.check_shapes(images.shape[1:], target_view.shape[1:], data_samples[0].mask.shape)
         mask = torch.stack([sample.mask.flatten() for sample in data_samples])
         visible, masked = split_patches(mask, images)
-        parts = self.forward_parts(images, visible, masked)
+        # First, so that the tokenizer's feature maps do not lie in memory beside all that the backward pass needs.
         target = self.target_generator.targets(target_view, masked)
+        parts = self.forward_parts(images, visible, masked)
         return self.losses(parts['logits'], target, parts['latent_pred'], parts['latent_target'])
 
     def losses(self, prediction: Tensor, target: Tensor, latent_pred: Tensor, latent_target: Tensor | None) -> dict[str, Tensor]:

@@ -43,7 +43,12 @@ def synchronize(device: torch.device):
         torch.cuda.synchronize(device)
 
 
-def take_turns(contenders: Mapping[str, Callable], rounds: int, device: torch.device, warmup: int = 1) -> dict[str, list[float]]:
+CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+
+
+def take_turns(
+    contenders: Mapping[str, Callable], rounds: int, device: torch.device, warmup: int = 1, clock: str = 'wall'
+) -> dict[str, list[float]]:
     """Time contenders in turns, every other round in reverse order.
 
     Args:
@@ -51,6 +56,8 @@ def take_turns(contenders: Mapping[str, Callable], rounds: int, device: torch.de
         rounds: How often each is timed.
         device: Where they compute.
         warmup: How often each is called before that.
+        clock: 'wall' for seconds that pass; 'cpu' for those that the process computes, on all its cores: with OMP_NUM_THREADS=1 they tell
+            contenders apart even while others use the CPU.
 
     Returns:
         Name -> `rounds` times in seconds, in the order of the rounds.
@@ -63,10 +70,10 @@ def take_turns(contenders: Mapping[str, Callable], rounds: int, device: torch.de
         order = list(contenders.items())
         for name, run in order if number % 2 == 0 else reversed(order):
             synchronize(device)
-            start = time.perf_counter()
+            start = CLOCKS[clock]()
             run()
             synchronize(device)
-            times[name].append(time.perf_counter() - start)
+            times[name].append(CLOCKS[clock]() - start)
         if sys.stderr.isatty():
             print(f'\rround {number + 1} of {rounds}', end='' if number + 1 < rounds else '\r\033[K', file=sys.stderr, flush=True)
     return times
@@ -103,10 +110,10 @@ def count_flops(run: Callable) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(device: torch.device, dtype: str, size: int = 4096, runs: int = 5) -> float:
+def matrix_rate(device: torch.device, dtype: str, size: int = 4096, runs: int = 5, clock: str = 'wall') -> float:
     """Operations per second in the product of two square matrices: what the device can do at best in float32, bfloat16 or float16."""
     a, b = (torch.rand(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
-    return 2 * size**3 / min(take_turns(dict(product=lambda: a @ b), runs, device)['product'])
+    return 2 * size**3 / min(take_turns(dict(product=lambda: a @ b), runs, device, clock=clock)['product'])
 
 
 # ---------------------------------------------------------------- memory

@@ -1,19 +1,30 @@
-"""CAE against tensors computed by the authors' code: outputs, losses, gradients, and four steps of training."""
+"""CAE against tensors computed by the authors' code: outputs, losses, gradients, four steps of training; compiled and in bfloat16 too."""
 
 import pytest
 import torch
 
 from mmcae.apis import load_cae
 from mmcae.checkpoints import convert_official, load_strictly
+from mmcae.engine import CompileParts
 
 FILES = ('cae_tiny.pt', 'cae_tiny_small_decoder.pt')
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+# Eight bits of mantissa, through all blocks: relative to the largest value of an output, and to a loss.
+BFLOAT16 = dict(outputs=0.03, losses=0.01)
 PRECISIONS = pytest.mark.parametrize('dtype', TOLERANCE, ids=('float64', 'float32'))
 
 
 @pytest.fixture(params=FILES)
 def reference(request, golden):
     return golden(request.param)
+
+
+@pytest.fixture
+def compile_parts():
+    """Compile a model's parts for one test, traced and differentiated as for the real compiler."""
+    torch._dynamo.reset()
+    yield lambda model: CompileParts(('backbone.encode', 'regressor', 'decoder'), backend='aot_eager').compile(model)
+    torch._dynamo.reset()
 
 
 def model_of(reference, dtype):
@@ -110,10 +121,16 @@ def test_gradients(reference, dtype):
         )
 
 
-@PRECISIONS
-def test_four_steps_of_training(reference, dtype):
+@pytest.mark.parametrize(
+    ('dtype', 'compiled'),
+    [(torch.float64, False), (torch.float32, False), (torch.float32, True)],
+    ids=['float64', 'float32', 'float32 compiled'],
+)
+def test_four_steps_of_training(reference, compile_parts, dtype, compiled):
     """A target network that lags, or is frozen, leaves this trajectory at the second step."""
     model, trajectory = model_of(reference, dtype), reference['sgd_trajectory']
+    if compiled:
+        compile_parts(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=trajectory['lr'])
     for number, step in enumerate(trajectory['steps']):
         losses = losses_of(model, reference, dtype)
@@ -138,3 +155,16 @@ def test_stale_target_would_be_noticed(reference):
     out = model.predict(image, mask)
     second = model.losses(out['logits'], labels, out['latent_pred'], stale)
     assert abs(second['loss_align'].item() - steps[1]['loss_align']) > 100 * TOLERANCE[torch.float32]
+
+
+def test_bfloat16(reference):
+    model = model_of(reference, torch.float32)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        out = model.predict(reference['image'].float(), reference['mask'])
+        losses = losses_of(model, reference, torch.float32)
+    for name, key in (('logits', 'logits'), ('latent_pred', 'latent_predict'), ('latent_target', 'latent_target')):
+        wanted = reference[key].float()
+        error = (out[name].float().reshape(wanted.shape) - wanted).abs().max() / wanted.abs().max()
+        assert 0 < error < BFLOAT16['outputs'], name
+    for name in ('loss_main', 'loss_align'):
+        assert losses[name].item() == pytest.approx(reference[name], rel=BFLOAT16['losses'])

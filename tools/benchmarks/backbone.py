@@ -43,9 +43,17 @@ def parse_args():
     parser.add_argument('--width', type=int, default=768, help='of the tokens; heads are 64 wide (default: %(default)s)')
     parser.add_argument('--depth', type=int, default=12, help='number of blocks (default: %(default)s)')
     parser.add_argument('--rel-pos-bias', action='store_true', help='with a relative position bias in each block, as segmentation has it')
+    parser.add_argument(
+        '--clock',
+        choices=['wall', 'cpu'],
+        default='wall',
+        help='cpu: seconds of computing, for a CPU in use by others (default: %(default)s)',
+    )
     parser.add_argument('--rounds', type=int, default=7, help='how often each contender has its turn (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write the results there')
     args = parser.parse_args()
+    if args.device == 'cuda' and args.clock == 'cpu':
+        parser.error('--clock cpu does not see what a GPU does')
     if len(args.batch_sizes) != len(args.sizes):
         parser.error(f'{len(args.sizes)} --sizes need as many --batch-sizes')
     if min(args.rounds, *args.batch_sizes) < 1:
@@ -72,7 +80,7 @@ def compare(args):
         check(args, models, images)
         for mode in args.modes:
             runs = {name: partial(run, model, images, args.dtype, mode) for name, model in models.items()}
-            times = benchmark.take_turns(runs, args.rounds, device)
+            times = benchmark.take_turns(runs, args.rounds, device, clock=args.clock)
             memory = {name: benchmark.peak_memory(build_run, args, name, size, batch_size, mode, device=device) for name in models}
             setting = f'{size[0]}x{size[1]} {mode}'
             results[setting] = dict(seconds=times, peak_memory_mib=memory, time={}, memory={})
@@ -95,7 +103,11 @@ def compare(args):
         del models, runs
     bias = ' with relative position bias' if args.rel_pos_bias else ''
     benchmark.report(
-        f'ViT of {args.depth} blocks, {args.width} wide, patch 16{bias}, {args.dtype}', rows, device, dict(settings=results), args.json
+        f'ViT of {args.depth} blocks, {args.width} wide, patch 16{bias}, {args.dtype}, {args.clock} clock',
+        rows,
+        device,
+        dict(settings=results),
+        args.json,
     )
 
 

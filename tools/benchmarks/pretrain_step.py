@@ -15,7 +15,6 @@ passes of the parts, the losses, the backward pass, and the update with its clip
 import argparse
 import statistics
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -36,9 +35,17 @@ def parse_args():
         help='further ones, for ours (default: %(default)s)',
     )
     parser.add_argument('--compile', action='store_true', help='time ours compiled too (minutes of compilation on a CPU)')
+    parser.add_argument(
+        '--clock',
+        choices=['wall', 'cpu'],
+        default='wall',
+        help='cpu: seconds of computing, for a CPU in use by others (default: %(default)s)',
+    )
     parser.add_argument('--rounds', type=int, default=7, help='how often each contender has its turn (default: %(default)s)')
     parser.add_argument('--json', metavar='FILE', help='write the results there')
     args = parser.parse_args()
+    if args.device == 'cuda' and args.clock == 'cpu':
+        parser.error('--clock cpu does not see what a GPU does')
     if min(args.rounds, args.batch_size) < 1:
         parser.error('--rounds and --batch-size must be at least 1')
     if any(not 0 < ratio < 1 for ratio in (args.mask_ratio, *args.mask_ratios)):
@@ -66,7 +73,7 @@ def compare(args):
         single = make_batch(args, args.mask_ratio, images=1)
         check(models, single)
         flops = {name: args.batch_size * benchmark.count_flops(partial(step, *models[name], single)) for name in (THEIRS, OURS)}
-        times, parts = time_steps(models, batch, args.rounds, device)
+        times, parts = time_steps(args, models, batch, device)
         others = sweep(args, models, device)
         del models
         memory = {name: benchmark.peak_memory(build_step, args, how, tokenizer, device=device) for name, how in contenders.items()}
@@ -74,7 +81,7 @@ def compare(args):
     faster = {name: benchmark.ratio(times[THEIRS], times[name]) for name in contenders}
     rows = []
     for name, how in contenders.items():
-        rate = benchmark.matrix_rate(device, how['dtype'] or 'float32')
+        rate = benchmark.matrix_rate(device, how['dtype'] or 'float32', clock=args.clock)
         used = flops[OURS if how['ours'] else THEIRS] / statistics.median(times[name]) / rate
         more = {'times mmpretrain': benchmark.show(faster[name]), 'of matrix rate': f'{used:.0%}', 'peak MiB': memory[name]}
         rows.append(row(args, name, args.mask_ratio, times[name], **more, **parts[name]))
@@ -89,7 +96,9 @@ def compare(args):
         peak_memory_mib=memory,
         seconds=times,
     )
-    benchmark.report(f'One training step of CAE, {args.batch_size} images of {args.img_size} px', rows, device, results, args.json)
+    benchmark.report(
+        f'One training step of CAE, {args.batch_size} images of {args.img_size} px, {args.clock} clock', rows, device, results, args.json
+    )
 
 
 def row(args, name, ratio, seconds, **more):
@@ -124,13 +133,13 @@ def build_step(args, how, tokenizer):
 # ---------------------------------------------------------------- measurements
 
 
-def time_steps(models, batch, rounds, device):
+def time_steps(args, models, batch, device):
     """Name -> seconds of each step, and name -> part -> seconds, the median over the steps."""
-    from mmcae.utils.benchmark import synchronize, take_turns
+    from mmcae.utils.benchmark import CLOCKS, synchronize, take_turns
 
     def clock():
         synchronize(device)
-        return time.perf_counter()
+        return CLOCKS[args.clock]()
 
     split = {name: [] for name in models}
 
@@ -141,9 +150,9 @@ def time_steps(models, batch, rounds, device):
 
     watched = {name: partial(watched_step, name) for name in models}
     if device.type == 'cpu':  # looking at the clock takes no time there
-        times = take_turns(watched, rounds, device)
+        times = take_turns(watched, args.rounds, device, clock=args.clock)
     else:
-        times = take_turns({name: partial(step, *built, batch) for name, built in models.items()}, rounds, device)
+        times = take_turns({name: partial(step, *built, batch) for name, built in models.items()}, args.rounds, device)
         take_turns(watched, rounds=3, device=device)
     medians = {name: {part: statistics.median(passed[part] for passed in several[1:]) for part in PARTS} for name, several in split.items()}
     return times, medians
@@ -157,7 +166,7 @@ def sweep(args, models, device):
     for name in (OURS, f'{OURS} bf16'):
         for ratio in args.mask_ratios:
             steps[name, ratio] = partial(step, *models[name], make_batch(args, ratio))
-    return benchmark.take_turns(steps, min(args.rounds, 3), device)
+    return benchmark.take_turns(steps, min(args.rounds, 3), device, clock=args.clock)
 
 
 if __name__ == '__main__':
