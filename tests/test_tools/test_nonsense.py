@@ -147,8 +147,8 @@ train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
             regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=width, **latent),
             decoder=dict(type='mmcae.CAEDecoder', num_outputs=64, **latent),
         )
-        meta = dict(epoch=0, iter=1, cfg='')
-        content = dict(state_dict=model.state_dict(), meta=meta, message_hub={}, optimizer={}, param_schedulers=[])
+        meta, optimizer = dict(epoch=0, iter=1, cfg=''), dict(state={}, param_groups=[dict(params=[0], lr=1e-3, initial_lr=1e-3)])
+        content = dict(state_dict=model.state_dict(), meta=meta, message_hub={}, optimizer=optimizer, param_schedulers=[])
         torch.save(content, self['folder'] / name)
         return self['folder'] / name
 
@@ -287,7 +287,7 @@ TRAIN = {
     # starting weights
     '{cae} --resume {folder}/absent.pth': ('There is no checkpoint', 'absent.pth'),
     '{cae} --resume {images}': ('There is no checkpoint', 'images'),
-    '{cae} --resume {other_checkpoint}': ('other.pth belongs to another model', 'own_cae.py'),
+    '{cae} --resume {other_checkpoint}': ("The checkpoint's optimizer is another one", 'resume with the config that it was trained with'),
     '{cae} --resume {truncated}': ('truncated.pth is damaged',),
     '{cae} --resume {zero_bytes}': ('zero.pth is damaged',),
     '{cae} --resume {text}': ('notes.txt', 'refused'),
