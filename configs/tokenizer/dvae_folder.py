@@ -1,9 +1,9 @@
 """A discrete VAE on a folder of your own images: tokens for CAE where DALL-E's do not fit. Labels are not needed.
 
-    python tools/train.py configs/tokenizer/dvae_folder.py --cfg-options train_dataloader.dataset.data_root=/path/to/images
+    python tools/train.py configs/tokenizer/dvae_folder.py --cfg-options data_root=/path/to/images
 
-The folder may hold any tree of JPEG, PNG, BMP, TIFF or PPM files. The checkpoint goes into a pretraining config by one line: the base
-`../_base_/targets/dvae.py`, which names it. docs/tokenizers.md tells more, and compares it with other targets.
+The folder may hold any tree of JPEG, PNG, WebP, TIFF, BMP or PPM files; ann_file takes a list of them instead. The checkpoint goes into a
+pretraining config by one line: the base `../_base_/targets/dvae.py`, which names it. docs/tokenizers.md tells more, and compares it with other targets.
 
 Watch in the log: `loss_reconstruction`, the share of the pixels' variance that is lost (lower is better); `codebook_usage`, the share of
 the vocabulary in use (should approach 1); `perplexity`, to how many equally frequent tokens that amounts. And look at
@@ -14,6 +14,7 @@ _base_ = ['../_base_/runtimes/pretraining.py']
 
 # ---- modified often
 data_root = 'data/images/'
+ann_file = ''  # a text file of paths, one a line, instead of all images in the folder
 vocab_size = 8192  # 512 to 8192; fewer for small or uniform collections
 max_epochs = 30
 in_channels = 3  # 1 for grey; others for TIFF files with so many channels
@@ -34,9 +35,7 @@ model = dict(
 )
 
 # ---- the rest
-data_preparation = (
-    'Put your images there, in any tree of folders, or name their folder: --cfg-options train_dataloader.dataset.data_root=/path/to/images'
-)
+data_preparation = 'Put your images there, in any tree of folders, or name their folder: --cfg-options data_root=/path/to/images'
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=num_workers,
@@ -46,9 +45,9 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     collate_fn=dict(type='default_collate'),
     dataset=dict(
-        type='CustomDataset',
+        type='mmcae.ImageFolder',
         data_root=data_root,
-        with_label=False,
+        ann_file=ann_file,
         pipeline=[
             dict(type='mmcae.LoadImage', channels=in_channels),
             dict(type='mmcae.OneViewCrop', size=image_size, scale=crop_scale),

@@ -12,6 +12,7 @@ from .hooks import (
     CompileParts,
     DrawReconstructions,
     OnlineProbe,
+    ReportBadFiles,
 )
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
@@ -37,5 +38,6 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LogProcessor',
     'OnlineProbe',
+    'ReportBadFiles',
     'WarmupCosineLR',
 ]

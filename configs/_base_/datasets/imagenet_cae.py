@@ -39,5 +39,5 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix='train', with_label=False, pipeline=train_pipeline),
+    dataset=dict(type='mmcae.ImageFolder', data_root=data_root, data_prefix='train', pipeline=train_pipeline),
 )

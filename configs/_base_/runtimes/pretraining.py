@@ -3,6 +3,7 @@
 # ---- often changed
 resume = False
 load_from = None  # to start from other weights set model.init_cfg, which is strict
+max_bad_files = 0.01  # the run stops when a larger share of the files cannot be read; bad_files.txt in the work dir lists them
 
 # ---- possibly changed: how many iterations a crash may cost (recovery_interval; docs/faults.md)
 default_hooks = dict(
@@ -13,6 +14,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     check_sample=dict(type='mmcae.CheckSample'),
     loss_check=dict(type='mmcae.CheckLoss'),  # stops a run whose loss is no number any more
+    bad_files=dict(type='mmcae.ReportBadFiles', max_share=max_bad_files),
 )
 vis_backends = [dict(type='LocalVisBackend')]
 visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)

@@ -1,5 +1,6 @@
 """Hooks of mmcae's own."""
 
+from .bad_files import ReportBadFiles
 from .check_sample import CheckSample
 from .checkpoint import CheckpointHook
 from .class_check import CheckClasses
@@ -20,4 +21,5 @@ __all__ = [
     'CompileParts',
     'DrawReconstructions',
     'OnlineProbe',
+    'ReportBadFiles',
 ]
