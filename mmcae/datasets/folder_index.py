@@ -219,16 +219,16 @@ class _Walk:
         self.folders += os.fsencode(folder)
         self.folder_ends.append(len(self.folders))
         self.times.append(status.st_mtime_ns if now - status.st_mtime_ns > CLOCK_TICK else -1)
-        for name in sorted(images):
+        for name in images:
             self.add(os.path.join(folder, name))
         if time.perf_counter() - self.told > PROGRESS:
             self.told = time.perf_counter()
             print_log(f'Looking for images: {len(self.ends):,} so far, in {len(self.folder_ends):,} folders; now in {path}', 'current')
-        return sorted(folders)
+        return folders
 
     def sort_entries(self, folder, entries):
         images, folders = [], []
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             name = entry.name
             if name.startswith('.'):
                 self.hidden += name != '.mmcae'  # our own is no file of the user's

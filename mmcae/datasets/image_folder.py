@@ -43,7 +43,8 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
     @property
     def folder(self):
         """What the paths are relative to."""
-        return self.data_prefix['img_path'] or '.'
+        path = self.data_prefix['img_path']
+        return path.rstrip('/') or path or '.'
 
     def full_init(self):
         """Find the images; mmengine calls it."""

@@ -12,6 +12,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from .. import compat
+from .config_variables import assigning
 from .errors import ConfigError, InputError, nearest
 
 # What mmengine's runners take, what they and mmcv's tools look up in the config besides, and nothing else: other names at the top of a
@@ -34,7 +35,9 @@ def load_config(path, options=()):
 
     Args:
         path (str | Path): A config file (.py, .yaml, .json).
-        options (Iterable[str]): Changes, as in `['train_dataloader.batch_size=8', 'model.backbone.out_indices=[1,3]']`.
+        options (Iterable[str]): Changes, as in `['data_root=/path', 'train_dataloader.batch_size=8', 'model.backbone.out_indices=[1,3]']`.
+            Variables of the config files, such as data_root, are set first and everything that is made of them follows, see
+            :mod:`mmcae.utils.config_variables`; the rest changes what comes out.
 
     Returns:
         Config: With the defaults that the dataloaders need filled in.
@@ -45,11 +48,33 @@ def load_config(path, options=()):
     """
     cfg = read_config(path)
     changes = parse_options(options)
+    variables = {key: changes.pop(key) for key in list(changes) if is_variable(cfg, key)}
+    if variables:
+        check_options(cfg, variables)
+        with assigning(variables) as assignments:
+            cfg = read_config(path)
+        for key in variables:
+            if key.split('.')[0] not in assignments.found:
+                raise ConfigError(_about_variable(cfg, key))
     check_options(cfg, changes)
     cfg.merge_from_dict(changes)
     check_config(cfg)
     complete_dataloaders(cfg)
     return cfg
+
+
+def is_variable(cfg, key):
+    """Whether a key names a variable of the config files: a name at their top that no library reads.
+
+    Args:
+        cfg (Config): As read.
+        key (str): Dotted key.
+
+    Returns:
+        bool: False also for names that are nowhere.
+    """
+    name = key.split('.')[0]
+    return name in cfg and name not in TOP_LEVEL
 
 
 def read_config(path):
@@ -109,6 +134,10 @@ def parse_options(options):
     for option in options or ():
         if '=' not in option:
             raise ConfigError(f'--cfg-options takes key=value, got {option!r}')
+        key, value = option.split('=', 1)
+        if ' ' in value and value[0] not in '[(':
+            parsed.options[key] = value  # mmengine drops blanks, also those in the name of a folder
+            continue
         one = Namespace(options={})
         DictAction(['--cfg-options'], 'options', nargs='+')(None, one, [option])
         parsed.options.update(one.options)
@@ -129,14 +158,12 @@ def check_options(cfg, options):
     """
     for key, value in options.items():
         parts = key.split('.')
-        if parts[0] in cfg and parts[0] not in TOP_LEVEL:
-            raise ConfigError(_about_variable(cfg, key))
         node, exists = cfg._cfg_dict, True  # from the first new name on, `node` is an empty dict
         for depth, part in enumerate(parts):
             parent = '.'.join(parts[:depth])
             if isinstance(node, dict):
                 if part not in node:
-                    _check_new_key(node, part, parent, key)
+                    _check_new_key(cfg, node, part, parent, key)
                     exists = False
                 node = node.get(part, {})
             elif isinstance(node, list | tuple):
@@ -149,11 +176,11 @@ def check_options(cfg, options):
             _check_kind(key, node, value)
 
 
-def _check_new_key(node, part, parent, key):
+def _check_new_key(cfg, node, part, parent, key):
     known = CLOSED.get(parent) if parent else TOP_LEVEL
     if known:
         if part not in known:
-            candidates = known | set(node) if parent else TOP_LEVEL
+            candidates = known | set(node) if parent else TOP_LEVEL | set(cfg)
             raise ConfigError(f"--cfg-options {key}: '{part}' names nothing in the config{nearest(part, candidates)}")
     elif 'type' not in node and parent.split('.')[-1] != 'custom_keys':
         # Such a dict may take new names; one that is almost like a name in it is a slip.
@@ -163,7 +190,7 @@ def _check_new_key(node, part, parent, key):
 
 
 def _about_variable(cfg, key):
-    """For a name at the top of the file that only the file itself uses: it has been used by now, changing it changes nothing."""
+    """For a variable that cannot be set: of a file that is not executed (YAML, JSON), or is executed in another way (read_base)."""
     variable, _, rest = key.partition('.')
     places = []
 
@@ -180,7 +207,7 @@ def _about_variable(cfg, key):
     for name in sorted(TOP_LEVEL & set(cfg)):
         search(cfg[name], name)
     instead = f'; set instead: {" ".join(places[:6])}' if places else ''
-    return f"--cfg-options {key}: '{variable}' is a variable of the config file, used before options are applied{instead}"
+    return f"--cfg-options {key}: '{variable}' is a variable that is not set in a Python file with _base_{instead}"
 
 
 def _check_kind(key, old, new):

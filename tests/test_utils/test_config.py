@@ -70,8 +70,9 @@ def test_accepted_and_applied(config, option):
         ('train_dataloader.dataset.pipeline.7.scale=1', "'train_dataloader.dataset.pipeline' is a list of 2; '7' is no number below that"),
         ('train_dataloader.dataset.pipeline.x.scale=1', "'x' is no number"),
         ('model.backbone.depth.x=1', "'model.backbone.depth' is 18 and has no parts"),
-        ('data_root=elsewhere', 'set instead: train_dataloader.dataset.data_root'),
-        ('pipeline.1.scale=64', 'set instead: train_dataloader.dataset.pipeline.1.scale'),
+        ('data_rot=elsewhere', "'data_rot' names nothing in the config; did you mean 'data_root'?"),
+        ('pipeline.7.scale=64', "'pipeline' is a list of 2; '7' is no number below that"),
+        ('batch=many', 'expected a number, as 4 now'),
         ('optim_wrapper.optimizer.lr=fast', 'expected a number, as 0.001 now'),
         ('train_cfg.by_epoch=3', 'expected True or False'),
         ('model.backbone=ResNet', 'it has parts (type, depth); set one of them'),
@@ -92,6 +93,7 @@ def test_values_are_parsed_by_mmengines_rules():
     assert parse_options(['a=1', 'b.c=[1,(2,3)]', 'd=x=y', 'e=None', 'f=True', 'g=1e-3']) == {
         'a': 1, 'b.c': [1, (2, 3)], 'd': 'x=y', 'e': None, 'f': True, 'g': 1e-3
     }  # fmt: skip
+    assert parse_options(['a=/data/my photos', 'b=[1, 2]']) == {'a': '/data/my photos', 'b': [1, 2]}
 
 
 def test_absent_config_is_named_with_the_nearest(config):

@@ -2,6 +2,17 @@
 
 from .loading import LoadImage
 from .masks import BlockMaskGenerator, RandomMaskGenerator
+from .micron_scale import MicronScale
+from .tissue import HEDJitter, RandomRotate90
 from .two_view_crop import OneViewCrop, TwoViewCrop
 
-__all__ = ['BlockMaskGenerator', 'LoadImage', 'OneViewCrop', 'RandomMaskGenerator', 'TwoViewCrop']
+__all__ = [
+    'BlockMaskGenerator',
+    'HEDJitter',
+    'LoadImage',
+    'MicronScale',
+    'OneViewCrop',
+    'RandomMaskGenerator',
+    'RandomRotate90',
+    'TwoViewCrop',
+]

@@ -25,7 +25,8 @@ class TwoViewCrop(BaseTransform):
     Args:
         size (int | tuple[int, int]): Size of the model's view: one side of a square, or (height, width).
         second_size (int | tuple[int, int]): Size of the tokenizer's view.
-        scale (tuple[float, float]): Smallest and largest area of the box as a share of the image's. Defaults to (0.08, 1).
+        scale (tuple[float, float]): Smallest and largest area of the box as a share of the image's, for images that have no
+            ``crop_scale`` of their own (from MicronScale). Defaults to (0.08, 1).
         ratio (tuple[float, float]): Smallest and largest width / height of the box. Defaults to (3/4, 4/3).
         interpolation (str): PIL's filter for the model's view: 'nearest', 'box', 'bilinear', 'hamming', 'bicubic' or 'lanczos'.
             Defaults to 'bicubic'.
@@ -59,27 +60,33 @@ class TwoViewCrop(BaseTransform):
         self._filters = (_pil_filter(interpolation), _pil_filter(second_interpolation))
 
     def transform(self, results):
-        image = results['img']
-        top, left, height, width = self.sample_box(*image.shape[:2])
-        crop = image[top : top + height, left : left + width]
+        crop = self.cut(results)
         views = zip((self.size, self.second_size), self._filters, strict=True)
         results['img'] = [resize(crop, size, resample) for size, resample in views]
         results['img_shape'] = self.size
         return results
 
-    def sample_box(self, height, width):
+    def cut(self, results):
+        """The part of the image that a box drawn for it holds."""
+        image = results['img']
+        given = dict(scale=results['crop_scale']) if 'crop_scale' in results else {}
+        top, left, height, width = self.sample_box(*image.shape[:2], **given)
+        return image[top : top + height, left : left + width]
+
+    def sample_box(self, height, width, scale=None):
         """Draw a box inside an image of the given size, in pixels.
 
         Args:
             height (int): The image's height.
             width (int): The image's width.
+            scale (tuple[float, float], optional): In place of the transform's own.
 
         Returns:
             tuple[int, int, int, int]: top, left, height and width of the box.
         """
         log_ratio = (math.log(self.ratio[0]), math.log(self.ratio[1]))
         for _ in range(self.ATTEMPTS):
-            area = random.uniform(*self.scale) * height * width
+            area = random.uniform(*(scale or self.scale)) * height * width
             ratio = math.exp(random.uniform(*log_ratio))
             w = round(math.sqrt(area * ratio))
             h = round(math.sqrt(area / ratio))
@@ -117,9 +124,7 @@ class OneViewCrop(TwoViewCrop):
         super().__init__(size, size, scale, ratio, interpolation, interpolation)
 
     def transform(self, results):
-        image = results['img']
-        top, left, height, width = self.sample_box(*image.shape[:2])
-        results['img'] = resize(image[top : top + height, left : left + width], self.size, self._filters[0])
+        results['img'] = resize(self.cut(results), self.size, self._filters[0])
         results['img_shape'] = self.size
         return results
 
