@@ -12,7 +12,7 @@ The folder may hold any tree of JPEG, PNG, WebP, TIFF, BMP or PPM files, in any 
     image_size, patch_size     with another patch size also token_size, which is the target's
     max_bad_files              the share of unreadable files at which the run stops
 
-Other targets: replace pixels.py below by dvae.py (tokens of a discrete VAE that configs/tokenizer/dvae_folder.py trained on the same folder)
+Other targets: replace pixels.py below by dvae.py (tokens of a discrete VAE that configs/tokenizer/dvae_folder.py trains on the same folder)
 or one of its neighbours. docs/own_images.md says more, docs/tokenizers.md compares the targets.
 """
 

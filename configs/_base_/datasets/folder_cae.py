@@ -1,5 +1,5 @@
-# A folder of unlabelled images, or a list of them, in the two views that CAE trains on. The size of the second one follows from the target and
-# is set by the recipe.
+# A folder of unlabelled images, or a list of them, in the two views that CAE trains on. The size of the second one follows from the target
+# and is set by the recipe.
 
 # ---- often changed
 data_root = 'data/images/'
