@@ -3,7 +3,8 @@
     python tools/train.py configs/tokenizer/dvae_folder.py --cfg-options data_root=/path/to/images
 
 The folder may hold any tree of JPEG, PNG, WebP, TIFF, BMP or PPM files; ann_file takes a list of them instead. The checkpoint goes into a
-pretraining config by one line: the base `../_base_/targets/dvae.py`, which names it. docs/tokenizers.md tells more, and compares it with other targets.
+pretraining config by one line: the base `../_base_/targets/dvae.py`, which names it. docs/tokenizers.md tells more, and compares it with
+other targets.
 
 Watch in the log: `loss_reconstruction`, the share of the pixels' variance that is lost (lower is better); `codebook_usage`, the share of
 the vocabulary in use (should approach 1); `perplexity`, to how many equally frequent tokens that amounts. And look at

@@ -1,8 +1,8 @@
 """How long it takes to find a million images, to remember them, and what that costs each loader worker in memory.
 
 Makes a tree of empty files and compares `mmcae.ImageFolder` with mmpretrain's `CustomDataset`, each in processes of its own, in the same
-run: building from nothing, starting again, peak memory, and the memory that a forked loader worker no longer shares once it has gone through
-all files.
+run: building from nothing, starting again, peak memory, and the memory that a forked loader worker no longer shares once it has gone
+through all files.
 
     python tools/benchmarks/folder_index.py --files 1000000
 """
