@@ -1,5 +1,5 @@
 # Go on pretraining a released CAE with images of your own: what to do where they are few (thousands to some hundred thousand).
-#     python tools/train.py configs/custom/cae_vit-base_continued.py --cfg-options train_dataloader.dataset.data_root=/path/to/images \
+#     python tools/train.py configs/custom/cae_vit-base_continued.py --cfg-options data_root=/path/to/images \
 #         model.init_cfg.checkpoint=/path/to/cae_base.pth
 # docs/tokenizers.md, "Start from a released encoder", says when which parts.
 
@@ -59,7 +59,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='CustomDataset', data_root=data_root, with_label=False, pipeline=train_pipeline),
+    dataset=dict(type='mmcae.ImageFolder', data_root=data_root, pipeline=train_pipeline),
 )
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [

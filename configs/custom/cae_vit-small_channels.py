@@ -1,5 +1,5 @@
 # CAE on images that are no RGB squares: grey or with many channels, of other proportions, in other patches.
-#     python tools/train.py configs/custom/cae_vit-small_channels.py --cfg-options train_dataloader.dataset.data_root=/path/to/images
+#     python tools/train.py configs/custom/cae_vit-small_channels.py --cfg-options data_root=/path/to/images
 # As it stands: grey images of 192x256 pixels. Copy the file and change the first block; everything below follows from it.
 
 _base_ = [
@@ -57,7 +57,7 @@ train_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='CustomDataset', data_root=data_root, with_label=False, pipeline=train_pipeline),
+    dataset=dict(type='mmcae.ImageFolder', data_root=data_root, pipeline=train_pipeline),
 )
 train_cfg = dict(max_epochs=max_epochs)
 param_scheduler = [
