@@ -40,7 +40,7 @@ optim_wrapper = dict(
 param_scheduler = [
     dict(type='mmcae.WarmupCosineLR', warmup=warmup, end=max_epochs, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)
 ]
-train_cfg = dict(by_epoch=True, max_epochs=max_epochs)
+train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=max_epochs)
 auto_scale_lr = dict(base_batch_size=256, enable=False)
 default_hooks = dict(checkpoint=dict(interval=10, max_keep_ckpts=2))  # and the last epoch
 

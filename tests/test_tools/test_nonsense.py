@@ -222,7 +222,7 @@ TRAIN = {
     '{image}': ('000.jpg cannot be read', 'py/yml/yaml/json'),
     '{empty_config}': ('nothing.py has no `model`',),
     '{cae} --cfg-options train_dataloadr.batch_size=1': ("did you mean 'train_dataloader'",),
-    '{cae} --cfg-options batch_size=1': ("'batch_size' is a variable of the config file",),
+    '{cae} --cfg-options batch_siz=1': ("did you mean 'batch_size'",),  # a variable of the file
     '{cae} --cfg-options train_dataloader.batch_size': ('--cfg-options takes key=value',),
     '{cae} --cfg-options default_scope=mmpretrian': ("did you mean 'mmpretrain'",),
     '{cae} --cfg-options model.backbone.type=mmcae.CAEVit': ("'mmcae.CAEViT'",),
