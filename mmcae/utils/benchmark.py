@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -137,10 +138,10 @@ def peak_memory(build: Callable, *arguments, device: torch.device, runs: int = 2
     """
     if device.type == 'cpu' and not Path('/proc/self/clear_refs').exists():
         raise ConfigError('Peak memory on a CPU is read from /proc, which only Linux has')
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['mmcae.models', 'timm'])  # loaded once for all processes; no device is touched there
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_memory, (build, arguments, device, runs))
+    # A fresh process: a forked one can inherit locks that nobody holds any more. And an executor, since a pool waits for ever for a process
+    # that died.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as executor:
+        return executor.submit(_peak_memory, build, arguments, device, runs).result()
 
 
 def _peak_memory(build, arguments, device, runs):
@@ -158,7 +159,11 @@ def _peak_memory(build, arguments, device, runs):
 
 
 def _warm_up(device):
-    """Have threads and kernels made, which belong to no contender."""
+    """Have libraries loaded, and threads and kernels made, which belong to no contender."""
+    import timm  # noqa: F401
+
+    import mmcae.models  # noqa: F401
+
     images, weight = torch.rand(2, 8, 32, 32, device=device), torch.rand(8, 8, 3, 3, device=device, requires_grad=True)
     torch.nn.functional.conv2d(images, weight).flatten(2).matmul(torch.rand(900, 64, device=device)).sum().backward()
 
