@@ -72,3 +72,14 @@ def test_tissue_from_tiles_to_a_checkpoint(run_tool, tmp_path):
         f'mpp_table={tmp_path}/short.csv',
     )
     assert code == 2 and 'neither the tile nor a folder it is in stands in' in output.strip().splitlines()[-1], output
+
+
+def test_packed_images_in_place_of_the_folder(run_tool, messy_folder, tmp_path):
+    packed, work_dir = tmp_path / 'packed', tmp_path / 'run'
+    code, output = run_tool(
+        'tools/dataset_converters/pack_images.py', messy_folder, packed, '--workers', '0', '--max-bad-files', '0.3', '--shard-size', '0.02'
+    )
+    assert code == 0 and '20 of 25 files' in output and '5 unreadable' in output, output
+    config, options = 'configs/custom/cae_vit-small_folder.py', [f'data_root={packed}', 'train_dataloader.dataset.type=mmcae.PackedImages']
+    code, output = run_tool('tools/train.py', config, '--work-dir', work_dir, '--cfg-options', *options, *SMALL, 'max_epochs=1')
+    assert code == 0 and (work_dir / 'epoch_1.pth').is_file() and not (work_dir / 'bad_files.txt').exists(), output

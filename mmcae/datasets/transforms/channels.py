@@ -1,5 +1,7 @@
 """Read images of any number of channels, as microscopes and satellites write them: TIFF through tifffile."""
 
+from io import BytesIO
+
 import numpy as np
 
 from ...utils.errors import DataError, DependencyError
@@ -7,13 +9,14 @@ from ...utils.errors import DataError, DependencyError
 SUFFIXES = ('.tif', '.tiff')
 
 
-def read_channels(path, channels):
+def read_channels(path, channels, data=None):
     """Read a TIFF file with several channels, which lie in its samples, in its pages, or both.
 
     Args:
         path (str | Path): A TIFF file with 8 or 16 bits: a (height, width, channels) or (channels, height, width) image, or one page for
             each channel.
         channels (int): How many are expected.
+        data (bytes, optional): The file's content, if that has been read; the path is only its name then.
 
     Returns:
         np.ndarray: (H, W, channels). uint8 as stored; 16 bits become float32 in [0, 255] without loss (65535 is 255).
@@ -29,7 +32,7 @@ def read_channels(path, channels):
     if not str(path).lower().endswith(SUFFIXES):
         raise DataError(f'{path}: images of {channels} channels are read from TIFF files only ({", ".join(SUFFIXES)})')
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path if data is None else BytesIO(data)) as file:
             # Some writers make every page an image of its own.
             apart = file.series[0].ndim == 2 and len(file.pages) == channels
             pixels = file.asarray(key=range(channels)) if apart else file.asarray()

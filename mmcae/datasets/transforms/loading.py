@@ -1,8 +1,10 @@
 """Read any image file as an upright array, 8-bit RGB with PIL as the authors do; or grey, or with other channels."""
 
+from io import BytesIO
+
 import numpy as np
 from mmcv.transforms import BaseTransform
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ...registry import TRANSFORMS
 from ...utils.errors import ConfigError, DataError
@@ -17,8 +19,8 @@ class LoadImage(BaseTransform):
     in a viewer; 16-bit grey values keep their high byte (no stretching per image, so that brightness stays comparable between images).
     Of a file with several frames the first is read.
 
-    Required keys: ``img_path``. Added keys: ``img`` (uint8 array (H, W, 3), RGB, 0 to 255; of 16-bit files with other channels float32),
-    ``img_shape`` and ``ori_shape``: (H, W).
+    Required keys: ``img_path``. Optional keys: ``img_bytes``, the file's content, which is read in its place and taken out. Added keys:
+    ``img`` (uint8 array (H, W, 3), RGB, 0 to 255; of 16-bit files with other channels float32), ``img_shape`` and ``ori_shape``: (H, W).
 
     Args:
         cache (bool): Keep every decoded image in memory, for small data sets: 8,000 images of 32x32 take 25 MB in each loader worker.
@@ -38,13 +40,13 @@ class LoadImage(BaseTransform):
         self.channels = channels
 
     def transform(self, results):
-        path = results['img_path']
+        path, data = results['img_path'], results.pop('img_bytes', None)
         if self.cache is None:
-            image = read_image(path, self.channels)
+            image = read_image(path, self.channels, data)
         else:
             image = self.cache.get(path)
             if image is None:
-                image = self.cache[path] = read_image(path, self.channels)
+                image = self.cache[path] = read_image(path, self.channels, data)
                 image.setflags(write=False)  # a transform that writes into its input must not change the next epoch
         results['img'] = image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
@@ -54,12 +56,13 @@ class LoadImage(BaseTransform):
         return f'{type(self).__name__}(cache={self.cache is not None}, channels={self.channels})'
 
 
-def read_image(path, channels=3):
+def read_image(path, channels=3, data=None):
     """Read an image file as an upright array.
 
     Args:
         path (str | Path): The image file.
         channels (int): 3 for RGB, 1 for grey; others by :func:`read_channels`.
+        data (bytes, optional): The file's content, if that has been read; the path is only its name then.
 
     Returns:
         np.ndarray: (H, W, channels), uint8 from 0 to 255; float32 in the same range where 16-bit files have other channels.
@@ -68,9 +71,9 @@ def read_image(path, channels=3):
         DataError: The file is missing or is not an image that can be read; the message names it.
     """
     if channels not in (1, 3):
-        return read_channels(path, channels)
+        return read_channels(path, channels, data)
     try:
-        with Image.open(path) as image:
+        with _open(path if data is None else BytesIO(data)) as image:
             image = _to_rgb(ImageOps.exif_transpose(image))
             return np.array(image) if channels == 3 else np.array(image.convert('L'))[..., None]
     except FileNotFoundError as error:
@@ -79,9 +82,11 @@ def read_image(path, channels=3):
         raise DataError(f'{path} cannot be read as an image ({error}): repair it or remove it from the data set') from error
 
 
-def read_rgb(path):
-    """Read an image file as an upright uint8 RGB array (H, W, 3); see :func:`read_image`."""
-    return read_image(path)
+def _open(file):
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:  # whose message has the address of a file in memory, another one each time
+        raise ValueError('PIL knows no such format') from None
 
 
 def _to_rgb(image):
