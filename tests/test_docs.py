@@ -111,21 +111,16 @@ def test_the_readme_shows_the_two_commands():
     assert {'make demo', 'make test'} <= set(commands)
 
 
-def test_the_config_for_images_of_ones_own_can_be_used(tmp_path):
-    """As it stands in the README: tokenizer, its view and its vocabulary fit the recipe it is based on."""
+def test_a_tokenizer_of_ones_own_fits_its_target_file():
+    """Where configs/tokenizer/dvae_folder.py leaves its checkpoint, and what it looks at, is what configs/_base_/targets/dvae.py says."""
+    from mmengine.config import Config
+
     from mmcae.models.tokenizers import DiscreteVAE
 
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-    (text,) = (block for block in blocks if '_base_' in block)
-    (tmp_path / 'own.py').write_text(text.replace("_base_ = '", f"_base_ = '{ROOT}/"))
-    cfg, tokenizer = load_config(tmp_path / 'own.py'), load_config(ROOT / 'configs/tokenizer/dvae_folder.py')
-    assert cfg.model.target_generator == dict(type='mmcae.DiscreteVAE', checkpoint=f'work_dirs/dvae_folder/{last_checkpoint(tokenizer)}')
-    assert cfg.model.decoder.num_outputs == tokenizer.model.vocab_size
-    assert cfg.data_preprocessor.second_std == [DiscreteVAE.std] * 3 and cfg.data_preprocessor.second_mean == [DiscreteVAE.mean] * 3
-    crop = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'mmcae.TwoViewCrop')
-    grid = crop.size // cfg.model.backbone.get('patch_size', 16)
-    DiscreteVAE(channels=tokenizer.model.channels, vocab_size=16).check_view((crop.second_size,) * 2, (grid, grid))
-    assert cfg.train_dataloader.dataset.data_prefix == ''
+    target, tokenizer = Config.fromfile(ROOT / 'configs/_base_/targets/dvae.py'), load_config(ROOT / 'configs/tokenizer/dvae_folder.py')
+    assert target.target_generator == dict(type='mmcae.DiscreteVAE', checkpoint=f'work_dirs/dvae_folder/{last_checkpoint(tokenizer)}')
+    assert target.second_std == [DiscreteVAE.std] and target.second_mean == [DiscreteVAE.mean]
+    assert target.token_size == 2 ** len(tokenizer.model.channels)
 
 
 @pytest.mark.parametrize(

@@ -239,9 +239,9 @@ TRAIN = {
     '{cae} --cfg-options model.backbone.img_size=33': ('33x33 pixels', 'multiple of the patch size'),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.size=36': ('36x36 pixels', 'multiple of the patch size'),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.size=40 train_dataloader.dataset.pipeline.1.second_size=40': (
-        '16 patches',
-        '25',
-        'grid',
+        '(4, 4)',
+        '(5, 5) patches',
+        'grid=(5, 5)',
     ),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.scale=(0.5,2)': ('scale must be', '(0.5, 2)'),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.interpolation=sharp': ("no interpolation is called 'sharp'", 'bicubic'),
