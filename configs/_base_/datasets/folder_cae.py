@@ -9,11 +9,12 @@ num_workers = 8  # processes that read images
 image_size = 224
 patch_size = 16
 crop_scale = (0.08, 1.0)  # share of the image's area that a view shows
+reduced_decoding = False  # JPEGs far larger than a view are decoded no finer than it needs: faster, pixels differ a little
 
 # ---- possibly changed
 num_masked = (image_size // patch_size) ** 2 // 2
-loading = dict(type='mmcae.LoadImage')
 crop = dict(type='mmcae.TwoViewCrop', size=image_size, second_size=image_size, scale=crop_scale)
+loading = dict(type='mmcae.LoadImage', crop=crop if reduced_decoding else None)
 mask = dict(
     type='mmcae.BlockMaskGenerator',
     grid=image_size // patch_size,

@@ -8,6 +8,7 @@ data_root = 'data/imagenet/'
 batch_size = 64  # per GPU; the paper trains on 32
 num_masked = 98
 crop_scale = (0.08, 1.0)
+reduced_decoding = False  # JPEGs far larger than a view are decoded no finer than it needs: faster, pixels differ a little
 
 # ---- modified sometimes
 num_workers = 8
@@ -24,10 +25,11 @@ data_preprocessor = dict(
 
 # ---- the rest
 data_preparation = 'Put ImageNet-1k there, its training images in train/<class>/*.JPEG, or set data_root to where it is.'
+crop = dict(type='mmcae.TwoViewCrop', size=224, second_size=112, scale=crop_scale)
 train_pipeline = [
-    dict(type='mmcae.LoadImage'),
+    dict(type='mmcae.LoadImage', crop=crop if reduced_decoding else None),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='mmcae.TwoViewCrop', size=224, second_size=112, scale=crop_scale),
+    crop,
     dict(type='mmcae.BlockMaskGenerator', grid=14, num_masked=num_masked),
     dict(type='PackInputs'),
 ]

@@ -19,7 +19,8 @@ class TwoViewCrop(BaseTransform):
     After ten draws that do not fit, the largest central box within the ratio limits is taken. The resizing is PIL's, which all released
     weights and tokenizers were trained with (the CAE paper, arXiv 2202.03026, section 4.1).
 
-    Required keys: ``img`` (array (H, W, C), uint8 or float32 in [0, 255]). Modified keys: ``img`` becomes a list of two arrays, the model's
+    Required keys: ``img`` (array (H, W, C), uint8 or float32 in [0, 255]). Optional keys: ``drawn_box``, where LoadImage has drawn the box
+    to decode no more than it needs. Modified keys: ``img`` becomes a list of two arrays, the model's
     view (h, w, C) and the tokenizer's view (h2, w2, C); ``img_shape`` becomes (h, w).
 
     Args:
@@ -60,18 +61,27 @@ class TwoViewCrop(BaseTransform):
         self._filters = (_pil_filter(interpolation), _pil_filter(second_interpolation))
 
     def transform(self, results):
-        crop = self.cut(results)
-        views = zip((self.size, self.second_size), self._filters, strict=True)
-        results['img'] = [resize(crop, size, resample) for size, resample in views]
+        crop, box = self.cut(results)
+        views = zip(self.sizes, self._filters, strict=True)
+        results['img'] = [resize(crop, size, resample, box) for size, resample in views]
         results['img_shape'] = self.size
         return results
 
+    @property
+    def sizes(self):
+        """(height, width) of both views."""
+        return self.size, self.second_size
+
     def cut(self, results):
-        """The part of the image that a box drawn for it holds."""
-        image = results['img']
+        """The part of the image that holds a box drawn for it, and the box within that as PIL takes it; None where it is all."""
+        image, drawn = results['img'], results.pop('drawn_box', None)
+        if drawn:
+            if 'crop_scale' in results:
+                raise ConfigError('MicronScale must come before the box is drawn: leave out crop of LoadImage')
+            return drawn.cut(image, results.get('flip_direction'), self.sizes)
         given = dict(scale=results['crop_scale']) if 'crop_scale' in results else {}
         top, left, height, width = self.sample_box(*image.shape[:2], **given)
-        return image[top : top + height, left : left + width]
+        return image[top : top + height, left : left + width], None
 
     def sample_box(self, height, width, scale=None):
         """Draw a box inside an image of the given size, in pixels.
@@ -124,7 +134,8 @@ class OneViewCrop(TwoViewCrop):
         super().__init__(size, size, scale, ratio, interpolation, interpolation)
 
     def transform(self, results):
-        results['img'] = resize(self.cut(results), self.size, self._filters[0])
+        crop, box = self.cut(results)
+        results['img'] = resize(crop, self.size, self._filters[0], box)
         results['img_shape'] = self.size
         return results
 
@@ -132,21 +143,22 @@ class OneViewCrop(TwoViewCrop):
         return f'{type(self).__name__}(size={self.size}, scale={self.scale}, ratio={self.ratio}, interpolation={self.interpolation!r})'
 
 
-def resize(image, size, resample):
+def resize(image, size, resample, box=None):
     """Resize an image with PIL, antialiased.
 
     Args:
         image (np.ndarray): (H, W, C), uint8 or float32 in [0, 255].
         size (tuple[int, int]): (height, width).
         resample (Image.Resampling): The filter.
+        box (tuple[float, float, float, float], optional): left, top, right, bottom of the part to resize. Defaults to all.
 
     Returns:
         np.ndarray: (h, w, C) of the same dtype. float32 stays within [0, 255], which sharp filters would leave.
     """
     height, width = size
     if image.shape[2] == 3 and image.dtype == np.uint8:
-        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), resample))
-    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), resample) for plane in np.moveaxis(image, 2, 0)]
+        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize((width, height), resample, box))
+    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), resample, box) for plane in np.moveaxis(image, 2, 0)]
     resized = np.stack([np.asarray(plane) for plane in planes], axis=2)
     return resized if image.dtype == np.uint8 else resized.clip(0, 255)
 
