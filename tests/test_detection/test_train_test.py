@@ -44,13 +44,13 @@ def losses(output):
 
 def test_train_then_test(run_tool, options, tmp_path):
     """Loss and checkpoint; then metrics, a picture of every image, and results in COCO's format, plain and with several views."""
-    arguments = options('randomness.seed=0', steps=30)
+    arguments = options('randomness.seed=0', steps=40)
     code, output = run_tool('tools/train.py', DIGITS, *arguments)
     assert code == 0, output
     found = losses(output)
-    assert len(found) == 30 and sum(found[-6:]) < 0.85 * sum(found[6:12]), found  # the first steps find no object to learn from
+    assert len(found) == 40 and sum(found[-6:]) < 0.85 * sum(found[6:12]), found  # the first steps find no object to learn from
     assert 'coco/segm_mAP' in output
-    checkpoint = tmp_path / 'work/iter_30.pth'
+    checkpoint = tmp_path / 'work/iter_40.pth'
 
     # The threshold lets a detector that has hardly learnt anything show its objects.
     low = ['model.test_cfg.rcnn.score_thr=0.01', 'default_hooks.visualization.score_thr=0.0', 'model.test_cfg.rcnn.max_per_img=5']

@@ -48,7 +48,7 @@ def test_images_of_the_bank_find_themselves(test_knn, checkpoint, digits):
 @pytest.mark.parametrize('wrong', [dict(embed_dims=64), dict(patch_size=4)])
 def test_an_encoder_of_another_size_is_refused(test_knn, checkpoint, wrong):
     path = checkpoint(**wrong)
-    with pytest.raises(CheckpointError, match=r'cae\.pth .* does not fit this CAEViT .* arch, patch_size'):
+    with pytest.raises(CheckpointError, match=r'cae\.pth .* does not fit this CAEViT .* arch and patch_size'):
         test_knn(path)
 
 
