@@ -10,6 +10,7 @@
 - with `launcher='pytorch'`, 'slurm' or 'mpi' on a machine without a GPU, `init_distributed` joins the processes by gloo.
 """
 
+import atexit
 import functools
 import importlib
 import importlib.util
@@ -351,6 +352,16 @@ def init_distributed(launcher, **options):
     options.pop('backend', None)
     with mock.patch('torch.cuda.set_device'):  # what mmengine calls first, whatever the backend
         init_dist(launcher, backend='gloo', **options)
+    # Gloo's threads, if they still run when the interpreter ends, now and then abort a process that has done all its work.
+    atexit.register(leave_distributed)
+
+
+def leave_distributed():
+    """End the communication with the other processes, if there is any."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def has_accelerator():
