@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import sys
+import time
 from contextlib import contextmanager
 from unittest import mock
 
@@ -352,16 +353,20 @@ def init_distributed(launcher, **options):
     options.pop('backend', None)
     with mock.patch('torch.cuda.set_device'):  # what mmengine calls first, whatever the backend
         init_dist(launcher, backend='gloo', **options)
-    # Gloo's threads, if they still run when the interpreter ends, now and then abort a process that has done all its work.
     atexit.register(leave_distributed)
 
 
 def leave_distributed():
-    """End the communication with the other processes, if there is any."""
+    """End the communication with the other processes, if there is any, before the interpreter ends.
+
+    A thread of gloo's that still waits for Python's lock then, to let go of a tensor, aborts a process that has done all its work (in one
+    of twenty runs). So these threads get the lock for a moment.
+    """
     from torch import distributed
 
     if distributed.is_initialized():
         distributed.destroy_process_group()
+        time.sleep(0.2)
 
 
 def has_accelerator():
