@@ -148,8 +148,8 @@ def protocols():
     from mmcae.visualization.results import PROTOCOLS
 
     return [
-        Protocol('mask_rcnn', 'Mask R-CNN', 'digits/mask_rcnn_vit-digits.py', seconds=220),
-        Protocol('upernet', 'UperNet', 'digits/upernet_vit-digits.py', seconds=125),
+        Protocol('mask_rcnn', 'Mask R-CNN', 'digits/mask_rcnn_vit-digits.py', seconds=260),
+        Protocol('upernet', 'UperNet', 'digits/upernet_vit-digits.py', seconds=140),
         *(protocol for protocol in DIGITS if protocol.name in PROTOCOLS),
     ]
 
@@ -192,7 +192,8 @@ def start_from(checkpoint, config):
 def training(out, name, title, seconds, needs, config, options=()):
     path = config_path(config)
     changes = ('--cfg-options', *options) if options else ()
-    return make_job(name, title, seconds, needs, ROOT / 'tools/train.py', path, '--work-dir', out / name, *changes, content=content(config))
+    command = (ROOT / 'tools/train.py', path, '--work-dir', out / name, '--no-validate', *changes)  # a test follows each training
+    return make_job(name, title, seconds, needs, *command, content=content(config))
 
 
 def testing(out, name, title, seconds, needs, config, checkpoint, options=()):

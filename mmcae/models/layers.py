@@ -9,6 +9,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..utils.errors import ConfigError
+from .attention import attend
 from .relative_position import relative_position_bias, table_length
 from .windows import window_attention
 
@@ -74,7 +75,7 @@ class SelfAttention(nn.Module):
         if self.window:
             x = window_attention(q, k, v, grid, self.window, bias)
         else:
-            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            x = attend(q, k, v, bias)
         return self.proj(x.transpose(1, 2).reshape(batch, length, -1))
 
 

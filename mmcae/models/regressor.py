@@ -7,6 +7,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ..registry import MODELS
+from .attention import attend
 from .layers import LAYER_NORM_EPS, add_residual, drop_path_rates, init_stack, inner_width, layer_scale
 
 
@@ -30,7 +31,7 @@ class CrossAttention(nn.Module):
         k = F.linear(key, self.k.weight)
         v = F.linear(value, self.v.weight, self.v_bias)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = attend(q, k, v)
         return self.proj(x.transpose(1, 2).flatten(2))
 
 

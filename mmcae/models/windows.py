@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import attend
+
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], window: int, bias: Tensor | None = None) -> Tensor:
     """Attention of patches to their window and the cls token, and of the cls token to everything.
@@ -35,8 +37,8 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], win
         patch_bias = bias[:, 1:]
         mask = patch_bias if mask is None else torch.where(mask, patch_bias, -torch.inf)
         cls_mask = torch.cat((bias[:, :1, :1], bias[:, :1, 1:2].expand(-1, -1, grid[0] * grid[1])), dim=-1)
-    patches = F.scaled_dot_product_attention(windows, keys, values, attn_mask=mask)
-    cls = F.scaled_dot_product_attention(q[:, :, :1], k, v, attn_mask=cls_mask)
+    patches = attend(windows, keys, values, mask)
+    cls = attend(q[:, :, :1], k, v, cls_mask)
     return torch.cat((cls, merge(patches, grid, window)), dim=2)
 
 
