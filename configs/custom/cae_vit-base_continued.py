@@ -47,6 +47,7 @@ train_pipeline = [
         second_size=14 * _base_.token_size,  # for 14x14 patches
         scale=crop_scale,
         second_interpolation=_base_.second_interpolation,
+        backend='torch',  # faster than 'pillow', which differs by rounding
     ),
     dict(type='mmcae.BlockMaskGenerator', grid=14, num_masked=98),
     dict(type='PackInputs'),

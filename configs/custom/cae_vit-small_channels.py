@@ -45,6 +45,7 @@ train_pipeline = [
         scale=crop_scale,
         ratio=(proportion * 3 / 4, proportion * 4 / 3),
         second_interpolation=_base_.second_interpolation,
+        backend='torch',  # faster than 'pillow', which differs by rounding
     ),
     dict(type='mmcae.BlockMaskGenerator', grid=grid, num_masked=int(mask_ratio * grid[0] * grid[1])),
     dict(type='PackInputs'),

@@ -1,4 +1,4 @@
-# cae_vit-digits.py with the tokens of a discrete VAE as targets, which configs/digits/dvae_digits.py trains in half a minute.
+# cae_vit-digits.py with the tokens of a discrete VAE as targets, which configs/digits/dvae_digits.py trains in two minutes.
 
 _base_ = ['cae_vit-digits.py']
 

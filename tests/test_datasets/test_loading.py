@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mmcae.datasets.transforms import LoadImage
+from mmcae.datasets.transforms.image_file import ImageFile
 from mmcae.utils.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
@@ -30,6 +31,46 @@ def test_exif_orientation_is_applied(tmp_path, orientation, turned):
     exif[0x0112] = orientation
     Image.fromarray(RGB).save(tmp_path / 'a.png', exif=exif)
     np.testing.assert_array_equal(load(tmp_path / 'a.png'), turned)
+
+
+def jpegs():
+    """Kinds of JPEG: names and options of PIL's writer."""
+    smooth = Image.fromarray(RGB).resize((157, 99), Image.Resampling.BICUBIC)
+    yield 'halved chroma', smooth, dict(subsampling='4:2:0')
+    yield 'full chroma, progressive', smooth, dict(subsampling='4:4:4', progressive=True)
+    yield 'chroma halved in width', smooth, dict(subsampling='4:2:2', quality=40)
+    yield 'stored as RGB', smooth, dict(keep_rgb=True)
+    yield 'grey', smooth.convert('L'), {}
+    yield 'CMYK', smooth.convert('CMYK'), {}
+    for orientation in range(1, 10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        yield f'orientation {orientation}', smooth, dict(exif=exif)
+
+
+@pytest.mark.parametrize('picture, options', [pytest.param(*rest, id=kind) for kind, *rest in jpegs()])
+def test_jpeg_has_pils_pixels(tmp_path, picture, options):
+    path = tmp_path / 'a.jpg'
+    picture.save(path, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    image = load(path)
+    np.testing.assert_array_equal(image, expected)
+    assert image.flags.c_contiguous and image.flags.writeable
+    if picture.mode != 'CMYK':
+        assert ImageFile(path).decode_jpeg(1) is not None  # by OpenCV
+    path.write_bytes(path.read_bytes() + b'what some cameras append')
+    np.testing.assert_array_equal(load(path), expected)
+
+
+@pytest.mark.parametrize('keep', [0.5, 0.99, -2])
+def test_cut_jpeg_is_named_whatever_opencv_thinks_of_it(tmp_path, keep):
+    path = tmp_path / 'cut.jpg'
+    Image.fromarray(RGB).resize((157, 99)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if keep < 0 else int(keep * len(data))])
+    with pytest.raises(DataError, match='cut.jpg'):
+        load(path)
 
 
 def test_grey_and_bilevel_images_get_three_equal_channels(tmp_path):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 SMALL = ('--width', '64', '--depth', '2')
 STEP = (*SMALL, '--img-size', '64', '--batch-size', '2', '--tokenizer-width', '8')
@@ -78,3 +79,25 @@ def test_flops(run_tool, tmp_path):
 def test_arguments_that_cannot_work(run_tool, tool, arguments, message):
     code, output = run_tool(f'tools/benchmarks/{tool}.py', *arguments)
     assert code == 2 and message in output
+
+
+def test_dataloader(run_tool, tmp_path):
+    arguments = ('--sizes', '80x60', '1000x960', '--images', '3', '--batch-size', '2', '--rounds', '2', '--json', tmp_path / 'loading.json')
+    code, output = run_tool('tools/benchmarks/dataloader.py', *arguments)
+    assert code == 0, output
+    written, rows = rows_of(output, tmp_path / 'loading.json')
+    names = ['mmpretrain', 'mmcae', 'mmcae, resized by PIL', 'mmcae, reduced', 'mmcae, packed']
+    assert [(row['files'], row['pipeline']) for row in rows] == [(size, name) for size in ('80x60', '1000x960') for name in names]
+    parts = ('decode', 'flip', 'crop', 'mask', 'pack')
+    assert all(row[f'{part} ms'] > 0 for row in rows for part in parts) and all(row['images / s and core'] > 0 for row in rows)
+    assert set(written['ours_vs_mmpretrain']) == {f'{size} {name}' for size in ('80x60', '1000x960') for name in names[1:]}
+    assert written['settings']['80x60']['bytes_per_file'] == pytest.approx(1000 * rows[0]['KB'])
+
+
+def test_dataloader_takes_files_of_your_own(run_tool, tmp_path):
+    for number in range(2):
+        Image.new('RGB', (70, 50), (90, 60 * number, 30)).save(tmp_path / f'{number}.jpg')
+    code, output = run_tool('tools/benchmarks/dataloader.py', '--folder', tmp_path, '--rounds', '1')
+    assert code == 0 and tmp_path.name in output, output
+    code, output = run_tool('tools/benchmarks/dataloader.py', '--folder', tmp_path / 'absent')
+    assert code == 2 and 'absent' in output and 'Traceback' not in output

@@ -12,8 +12,9 @@ crop_scale = (0.08, 1.0)  # share of the image's area that a view shows
 reduced_decoding = False  # JPEGs far larger than a view are decoded no finer than it needs: faster, pixels differ a little
 
 # ---- possibly changed
+resize_backend = 'torch'  # 'pillow' for the very pixels of the authors' pipeline, at half the speed: they differ by rounding
 num_masked = (image_size // patch_size) ** 2 // 2
-crop = dict(type='mmcae.TwoViewCrop', size=image_size, second_size=image_size, scale=crop_scale)
+crop = dict(type='mmcae.TwoViewCrop', size=image_size, second_size=image_size, scale=crop_scale, backend=resize_backend)
 loading = dict(type='mmcae.LoadImage', crop=crop if reduced_decoding else None)
 mask = dict(
     type='mmcae.BlockMaskGenerator',

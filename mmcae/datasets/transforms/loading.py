@@ -1,21 +1,19 @@
-"""Read any image file as an upright array, 8-bit RGB with PIL as the authors do; or grey, or with other channels."""
-
-from contextlib import contextmanager
-from io import BytesIO
+"""Read any image file as an upright array, 8-bit RGB with PIL's pixels as the authors have it; or grey, or with other channels."""
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from ...registry import TRANSFORMS
-from ...utils.errors import ConfigError, DataError
+from ...utils.errors import ConfigError
 from .channels import read_channels
-from .reduced_decoding import draft
+from .image_file import ImageFile
+from .reduced_decoding import draw_box
 
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Load an image file with PIL, whatever its mode, as an upright 8-bit RGB array; or with another number of channels.
+    """Load an image file, whatever its mode, as an upright 8-bit RGB array; or with another number of channels.
 
     The EXIF orientation is applied. Palette, grey, CMYK and YCbCr images are converted; transparent pixels show a white background, as
     in a viewer; 16-bit grey values keep their high byte (no stretching per image, so that brightness stays comparable between images).
@@ -82,8 +80,7 @@ def read_image(path, channels=3, data=None):
     """
     if channels not in (1, 3):
         return read_channels(path, channels, data)
-    with _opened(path, data) as image:
-        return _pixels(image, channels)
+    return to_channels(ImageFile(path, data).read(), channels)
 
 
 def read_for_crop(path, crop, channels=3, data=None):
@@ -101,48 +98,11 @@ def read_for_crop(path, crop, channels=3, data=None):
     Raises:
         DataError: The file is missing or is not an image that can be read; the message names it.
     """
-    with _opened(path, data) as image:
-        drawn = draft(image, crop)
-        return _pixels(image, channels), drawn
+    file = ImageFile(path, data)
+    drawn = draw_box(file, crop)
+    return to_channels(file.read(drawn.reduction), channels), drawn
 
 
-@contextmanager
-def _opened(path, data):
-    """The file as PIL opens it, before its pixels are decoded; whatever goes wrong meanwhile is a DataError."""
-    try:
-        with _open(path if data is None else BytesIO(data)) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise DataError(f'{path} is listed in the data set but does not exist') from error
-    except Exception as error:  # PIL's readers raise almost anything on a broken file
-        raise DataError(f'{path} cannot be read as an image ({error}): repair it or remove it from the data set') from error
-
-
-def _open(file):
-    try:
-        return Image.open(file)
-    except UnidentifiedImageError:  # whose message has the address of a file in memory, another one each time
-        raise ValueError('PIL knows no such format') from None
-
-
-def _pixels(image, channels):
-    image = _to_rgb(ImageOps.exif_transpose(image))
-    return np.array(image) if channels == 3 else np.array(image.convert('L'))[..., None]
-
-
-def _to_rgb(image):
-    if image.mode == 'F':
-        raise ValueError('pixels are floating point numbers of unknown range; store it with 8 or 16 bits')
-    if image.mode.startswith('I'):
-        image = _high_byte(image)
-    elif image.mode in ('RGBA', 'LA', 'PA') or 'transparency' in image.info:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image.convert('RGB')
-
-
-def _high_byte(image):
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise ValueError('pixels exceed 16 bits; store it with 8 or 16 bits')
-    return Image.fromarray((values >> 8).astype(np.uint8))
+def to_channels(pixels, channels):
+    """RGB pixels (H, W, 3) as they are, or in grey, (H, W, 1)."""
+    return pixels if channels == 3 else np.array(Image.fromarray(pixels).convert('L'))[..., None]

@@ -4,11 +4,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags
 
 from ...utils.errors import ConfigError
-
-REDUCTIONS = (8, 4, 2)  # by which libjpeg can divide both sides while it decodes, for the time of fewer pixels
+from .image_file import REDUCTIONS, ImageFile
 
 
 @dataclass(frozen=True)
@@ -20,12 +18,14 @@ class DrawnBox:
         full: Height and width of the full image.
         reduction: 1, 2, 4 or 8: pixels of the full image to one that was decoded, along each side.
         shape: Height and width that were decoded: those of the full image divided by the reduction, rounded up.
+        origin: Where the full image begins in what was decoded, top and left, in pixels of the full image, below the reduction.
     """
 
     box: tuple[int, int, int, int]
     full: tuple[int, int]
     reduction: int
     shape: tuple[int, int]
+    origin: tuple[int, int] = (0, 0)
 
     def cut(self, image: np.ndarray, flip: str | None, sizes) -> tuple[np.ndarray, tuple[float, float, float, float] | None]:
         """The part of the image that holds the box.
@@ -51,37 +51,36 @@ class DrawnBox:
             return image[top : top + height, left : left + width], None
         if any(height < self.reduction * h or width < self.reduction * w for h, w in sizes):
             raise ConfigError('LoadImage decoded for smaller views than the crop makes: give LoadImage.crop the settings of the crop')
-        # The last row and column may hold less than `reduction` pixels; mirrored they are the first.
+        y, x = self.origin
         if flip in ('vertical', 'diagonal'):
-            top += self.shape[0] * self.reduction - self.full[0]
+            y = self.shape[0] * self.reduction - self.full[0] - y
         if flip in ('horizontal', 'diagonal'):
-            left += self.shape[1] * self.reduction - self.full[1]
+            x = self.shape[1] * self.reduction - self.full[1] - x
+        top, left = top + y, left + x
         box = [edge / self.reduction for edge in (left, top, left + width, top + height)]
         x, y = math.floor(box[0]), math.floor(box[1])
         part = image[y : math.ceil(box[3]), x : math.ceil(box[2])]
         return part, (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
 
 
-def draft(image, crop):
-    """Draw a box for an image that has been opened, and have PIL decode it no finer than the box needs.
-
-    Only JPEGs in colour or grey that lie upright in their file are reduced; the pixels of all others are those of the full image.
+def draw_box(file: ImageFile, crop) -> DrawnBox:
+    """Draw a box for an image, and choose how coarsely to decode the image for it.
 
     Args:
-        image (PIL.Image.Image): Just opened; its size changes if it is reduced.
+        file: The image; only JPEGs in colour or grey are reduced.
         crop (TwoViewCrop): Draws the box and makes views of it.
 
     Returns:
-        DrawnBox: What it drew.
+        The box and the reduction.
     """
-    width, height = image.size
-    turn = image.getexif().get(ExifTags.Base.Orientation, 1)
-    full = (width, height) if turn in (5, 6, 7, 8) else (height, width)
-    box = crop.sample_box(*full)
+    box = crop.sample_box(*file.shape)
     reduction = 1
-    if image.format == 'JPEG' and image.mode in ('RGB', 'L') and turn == 1:
-        fits = (r for r in REDUCTIONS if all(box[2] >= r * h and box[3] >= r * w for h, w in crop.sizes))
-        reduction = next(fits, 1)
-    if reduction > 1:
-        image.draft(None, (width // reduction, height // reduction))
-    return DrawnBox(box, full, reduction, tuple(-(-side // reduction) for side in full))
+    if file.reducible:
+        reduction = max(r for r in REDUCTIONS if r == 1 or all(box[2] >= r * h and box[3] >= r * w for h, w in crop.sizes))
+    shape = tuple(-(-side // reduction) for side in file.shape)
+    # The last row and column of the file may hold less than `reduction` pixels. Turned upright they can be the first.
+    excess = [side * reduction - full for side, full in zip(shape, file.shape, strict=True)]
+    rows_reversed, columns_reversed, exchanged = file.turn
+    reversed_axes = (columns_reversed, rows_reversed) if exchanged else (rows_reversed, columns_reversed)
+    origin = tuple(pixels if turned else 0 for pixels, turned in zip(excess, reversed_axes, strict=True))
+    return DrawnBox(box, file.shape, reduction, shape, origin)
