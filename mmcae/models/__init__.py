@@ -7,7 +7,7 @@ from .heads import AttentiveClsHead
 from .necks import DeconvPyramid, SimpleFeaturePyramid
 from .preprocessor import TwoViewPreprocessor
 from .regressor import LatentContextualRegressor
-from .tokenizers import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets
+from .tokenizers import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets, StoredTokens
 from .vit import CAEViT
 
 register_lazily(MODELS, 'mmcae.models.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
@@ -24,6 +24,7 @@ __all__ = [
     'LatentContextualRegressor',
     'PatchCodebook',
     'PixelTargets',
+    'StoredTokens',
     'SimpleFeaturePyramid',
     'TwoViewPreprocessor',
 ]

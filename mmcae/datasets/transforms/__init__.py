@@ -3,6 +3,7 @@
 from .loading import LoadImage
 from .masks import BlockMaskGenerator, RandomMaskGenerator
 from .micron_scale import MicronScale
+from .stored_views import StoredViews
 from .tissue import HEDJitter, RandomRotate90
 from .two_view_crop import OneViewCrop, TwoViewCrop
 
@@ -14,5 +15,6 @@ __all__ = [
     'OneViewCrop',
     'RandomMaskGenerator',
     'RandomRotate90',
+    'StoredViews',
     'TwoViewCrop',
 ]

@@ -24,7 +24,7 @@ class TwoViewCrop(BaseTransform):
 
     Required keys: ``img`` (array (H, W, C), uint8 or float32 in [0, 255]). Optional keys: ``drawn_box``, where LoadImage has drawn the box
     to decode no more than it needs. Modified keys: ``img`` becomes a list of two arrays, the model's
-    view (h, w, C) and the tokenizer's view (h2, w2, C); ``img_shape`` becomes (h, w).
+    view (h, w, C) and the tokenizer's view (h2, w2, C); ``img_shape`` becomes (h, w). Added keys: ``crop_box``: top, left, height, width.
 
     Args:
         size (int | tuple[int, int]): Size of the model's view: one side of a square, or (height, width).
@@ -55,8 +55,8 @@ class TwoViewCrop(BaseTransform):
         second_interpolation='lanczos',
         backend='pillow',
     ):
-        self.size = _height_width(size, 'size')
-        self.second_size = _height_width(second_size, 'second_size')
+        self.size = height_width(size, 'size')
+        self.second_size = height_width(second_size, 'second_size')
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f'scale must be (smallest, largest) share of the area within (0, 1], got {scale}')
         if not 0 < ratio[0] <= ratio[1]:
@@ -65,11 +65,8 @@ class TwoViewCrop(BaseTransform):
         self.ratio = tuple(ratio)
         self.interpolation = interpolation
         self.second_interpolation = second_interpolation
-        if backend not in ('pillow', 'torch'):
-            raise ConfigError(f"backend={backend!r} is neither 'pillow' nor 'torch'")
         self.backend = backend
-        find = _torch_filter if backend == 'torch' else _pil_filter
-        self._filters = (find(interpolation), find(second_interpolation))
+        self._filters = (find_filter(interpolation, backend), find_filter(second_interpolation, backend))
 
     def transform(self, results):
         crop, box = self.cut(results)
@@ -89,9 +86,10 @@ class TwoViewCrop(BaseTransform):
         if drawn:
             if 'crop_scale' in results:
                 raise ConfigError('MicronScale must come before the box is drawn: leave out crop of LoadImage')
+            results['crop_box'] = drawn.box
             return drawn.cut(image, results.get('flip_direction'), self.sizes)
         given = dict(scale=results['crop_scale']) if 'crop_scale' in results else {}
-        top, left, height, width = self.sample_box(*image.shape[:2], **given)
+        top, left, height, width = results['crop_box'] = self.sample_box(*image.shape[:2], **given)
         return image[top : top + height, left : left + width], None
 
     def sample_box(self, height, width, scale=None):
@@ -190,11 +188,27 @@ def _resize_by_torch(image, size, mode, box):
     return resized if resized.dtype == np.uint8 else resized.clip(0, 255)
 
 
-def _height_width(size, name):
+def height_width(size, name):
+    """One side of a square or (height, width) -> (height, width).
+
+    Raises:
+        ConfigError: It is not positive; the message calls it `name`.
+    """
     height, width = (size, size) if isinstance(size, int) else size
     if height < 1 or width < 1:
         raise ConfigError(f'{name} must be positive, got {size}')
     return height, width
+
+
+def find_filter(name, backend):
+    """What :func:`resize` takes for the filter of a name, in a backend of :class:`TwoViewCrop`.
+
+    Raises:
+        ConfigError: There is no filter or no backend of that name.
+    """
+    if backend not in ('pillow', 'torch'):
+        raise ConfigError(f"backend={backend!r} is neither 'pillow' nor 'torch'")
+    return _torch_filter(name) if backend == 'torch' else _pil_filter(name)
 
 
 def _pil_filter(name):

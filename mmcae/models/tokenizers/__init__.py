@@ -6,5 +6,6 @@ from .discrete_vae import DiscreteVAE
 from .features import FeatureTargets
 from .patch_codebook import PatchCodebook
 from .pixels import PixelTargets
+from .stored import StoredTokens
 
-__all__ = ['DALLETokenizer', 'DiscreteVAE', 'FeatureTargets', 'PatchCodebook', 'PixelTargets', 'Tokenizer']
+__all__ = ['DALLETokenizer', 'DiscreteVAE', 'FeatureTargets', 'PatchCodebook', 'PixelTargets', 'StoredTokens', 'Tokenizer']

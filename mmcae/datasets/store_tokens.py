@@ -1,0 +1,175 @@
+"""Draw random views of all images of a data set and store the tokens of each, resumably; see :mod:`mmcae.datasets.token_store`."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset, Compose
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..utils.atomic_files import AtomicBackend
+from ..utils.errors import ConfigError, DataError
+from ..utils.jobs import Display, duration, interruptible, locked
+from .bad_files import printable
+from .token_store import FLIPS, MANIFEST, Manifest, checksum, open_arrays, read_manifest
+
+UNREADABLE = 'unreadable.tsv'
+REPEATABLE = ('LoadImage', 'RandomFlip', 'TwoViewCrop')  # the transforms whose random numbers a store keeps
+SAVE_EVERY = 60  # seconds
+
+
+class RandomViews(Dataset):
+    """Views of the images of a data set as the transforms of its pipeline draw them, the same in every run.
+
+    Args:
+        dataset: Its pipeline begins with LoadImage, RandomFlip and TwoViewCrop; RandomFlip may be missing. It is taken over.
+        views: Of each image.
+        seed: Others give other views.
+
+    Raises:
+        ConfigError: The pipeline has other transforms before the mask, which a store cannot repeat.
+    """
+
+    def __init__(self, dataset: BaseDataset, views: int, seed: int):
+        self.dataset, self.views, self.seed = dataset, views, seed
+        steps = dataset.pipeline.transforms
+        names = [type(step).__name__ for step in steps]
+        last = names.index('TwoViewCrop') if 'TwoViewCrop' in names else 0
+        strange = [name for name in names[: last + 1] if name not in REPEATABLE]
+        if not last or strange or getattr(steps[0], 'crop', None):
+            culprit = strange[0] if strange else 'LoadImage with reduced_decoding' if last else 'no TwoViewCrop'
+            raise ConfigError(f'Stored views repeat {", ".join(REPEATABLE)} and nothing else, but the pipeline has {culprit}')
+        self.draw = steps[1 : last + 1]
+        dataset.pipeline = Compose(steps[:1])
+        dataset.test_mode = True  # in which an unreadable file is an error, not another image
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> dict:
+        """`row`, `name`, and `box`, `flip` and `image` (K, h, w, C) of all views; or why there are none, as `error`."""
+        path = self.dataset.get_data_info(row)['img_path']
+        found = dict(row=row, name=checksum(path), path=path)
+        try:
+            loaded = self.dataset.prepare_data(row)
+        except DataError as error:
+            return dict(found, error=str(error))
+        drawn = []
+        for number in range(self.views):
+            random.seed(f'{self.seed} {row} {number}')
+            np.random.seed(random.getrandbits(32))
+            results = dict(loaded)
+            for step in self.draw:
+                results = step(results)
+            flip = results.get('flip_direction') if results.get('flip') else None
+            drawn.append((results['crop_box'], FLIPS.index(flip), results['img'][1]))
+        boxes, flips, images = zip(*drawn, strict=True)
+        return dict(found, box=np.array(boxes), flip=np.array(flips), image=np.stack(images))
+
+
+def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callable[[Tensor], Tensor], batch_size: int, workers: int):
+    """Write a store, or go on where an interrupted run of the same kind stopped.
+
+    Args:
+        folder: Where to: new, empty, or of an earlier run.
+        manifest: What it will be.
+        views: Draws the views.
+        tokenize: uint8 views (B, C, h, w) -> tokens (B, rows, columns).
+        batch_size: Images, each with all its views, at a time.
+        workers: Processes that read images.
+
+    Returns:
+        The manifest of the complete store.
+
+    Raises:
+        DataError: The folder holds something else, or another process works in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / '.lock'), interruptible():
+        manifest = resume(folder, manifest)
+        arrays = open_arrays(folder, manifest, 'r+')
+        display, began, before, saved = Display(), time.time(), manifest.done, time.time()
+        if before:
+            display.event(f'{before:,} of {manifest.images:,} images were done with before: going on from there.')
+
+        def progress():
+            speed = (manifest.done - before) / max(time.time() - began, 1e-9)
+            left = duration((manifest.images - manifest.done) / speed)
+            return f'{manifest.done:,} of {manifest.images:,} images, {speed:,.0f} images/s, {left} left'
+
+        with open(folder / UNREADABLE, 'ab') as unreadable:
+            unreadable.truncate(manifest.unreadable_bytes)
+
+            def save():
+                """Everything so far to the disk; the manifest last, so that it never promises rows that are not there."""
+                for array in arrays.values():
+                    array.flush()
+                unreadable.flush()
+                manifest.unreadable_bytes = os.fstat(unreadable.fileno()).st_size
+                save_manifest(folder, manifest)
+
+            try:
+                for batch in DataLoader(views, batch_size, sampler=range(before, len(views)), num_workers=workers, collate_fn=list):
+                    write_rows(arrays, [sample for sample in batch if 'error' not in sample], tokenize)
+                    for sample in batch:
+                        arrays['name'][sample['row']] = sample['name']
+                        if 'error' in sample:
+                            manifest.unreadable += 1
+                            unreadable.write(f'{printable(sample["path"])}\t{printable(sample["error"])}\n'.encode())
+                    manifest.done += len(batch)
+                    if time.time() - saved > SAVE_EVERY:
+                        save()
+                        saved = time.time()
+                    display.status(progress)
+                save()
+            finally:
+                display.close()
+    return manifest
+
+
+def write_rows(arrays: dict[str, np.ndarray], samples: list[dict], tokenize: Callable[[Tensor], Tensor]):
+    """Fill the rows of images that could be read."""
+    if not samples:
+        return
+    images = torch.from_numpy(np.concatenate([sample['image'] for sample in samples])).permute(0, 3, 1, 2)
+    tokens = tokenize(images).cpu().numpy().reshape(len(samples), *arrays['token'].shape[1:])
+    for sample, values in zip(samples, tokens, strict=True):
+        row = sample['row']
+        arrays['box'][row], arrays['flip'][row], arrays['token'][row] = sample['box'], sample['flip'], values
+
+
+def resume(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest of an earlier run of the same kind, or the given one, with arrays to fill.
+
+    Raises:
+        DataError: The folder holds something else.
+    """
+    if (folder / MANIFEST).exists():
+        earlier = read_manifest(folder)
+        wanted, found = (
+            json.loads(json.dumps(dict(asdict(some), done=0, unreadable=0, unreadable_bytes=0))) for some in (manifest, earlier)
+        )
+        changed = [name for name, value in wanted.items() if found[name] != value]
+        if changed:
+            raise DataError(f'{folder} was made otherwise: {", ".join(changed)} changed since. Delete it or choose another folder')
+        return earlier
+    foreign = sorted(file.name for file in folder.iterdir() if file.name not in ('.lock', UNREADABLE) and file.suffix != '.npy')
+    if foreign:
+        raise DataError(f'{folder} is not empty and was not made by this tool ({foreign[0]} is in it). Choose another folder')
+    (folder / UNREADABLE).unlink(missing_ok=True)
+    for name, (shape, dtype) in manifest.shapes().items():
+        np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', dtype, shape).flush()
+    save_manifest(folder, manifest)
+    return manifest
+
+
+def save_manifest(folder: Path, manifest: Manifest):
+    """Whole or not at all."""
+    AtomicBackend().put_text(json.dumps(asdict(manifest), indent=1) + '\n', folder / MANIFEST)

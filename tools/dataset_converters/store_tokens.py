@@ -1,0 +1,87 @@
+"""Draw a few random views of every image and store their tokens, so that a pretraining needs no tokenizer; resumable.
+
+    python tools/dataset_converters/store_tokens.py configs/cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py data/imagenet_tokens
+    python tools/train.py configs/cae/cae_vit-base-p16_stored-tokens_32xb64-amp-coslr-300e_in1k.py
+
+CONFIG is a pretraining whose targets are tokens: it names the images, the views and the tokenizer. What it changes and saves:
+docs/tokenizers.md.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='of a pretraining')
+    parser.add_argument('folder', type=Path, help='to write')
+    parser.add_argument('--views', type=int, default=8, help='of each image (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='other views (default: %(default)s)')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], help='where the tokenizer computes (default: a GPU if there is one)')
+    parser.add_argument('--batch-size', type=int, default=16, help='images at a time, with all their views (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes that read images (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the config')
+    args = parser.parse_args()
+    if min(args.views, args.batch_size) < 1 or args.workers < 0:
+        parser.error('--views and --batch-size must be at least 1, --workers not negative')
+    return args
+
+
+def main():
+    args = parse_args()
+    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
+
+    with one_line_errors():
+        try:
+            store(args)
+        except KeyboardInterrupt:
+            raise SystemExit('\nInterrupted. The same command goes on from here.') from None
+
+
+def store(args):
+    import torch
+    from mmengine.registry import init_default_scope
+
+    import mmcae.datasets
+    import mmcae.models  # noqa: F401
+    from mmcae import compat
+    from mmcae.datasets import check_data
+    from mmcae.datasets.store_tokens import UNREADABLE, RandomViews, fill
+    from mmcae.datasets.token_store import Manifest
+    from mmcae.registry import DATASETS, MODELS
+    from mmcae.utils.benchmark import device_of
+    from mmcae.utils.config import load_config
+    from mmcae.utils.errors import ConfigError, DataError
+
+    compat.import_mmpretrain()
+    init_default_scope('mmpretrain')
+    cfg = load_config(args.config, args.cfg_options)
+    tokenizer = MODELS.build(cfg.model.target_generator)
+    if not tokenizer.vocab_size or tokenizer.vocab_size > 2**16:
+        raise ConfigError(
+            f'{args.config}: the targets of {type(tokenizer).__name__} are not up to {2**16:,} tokens, which are what is stored'
+        )
+    check_data(cfg)
+    device = device_of(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    tokenizer, preprocessor = tokenizer.to(device).eval(), MODELS.build(cfg.data_preprocessor).to(device)
+    tokenizer.check_preprocessor(preprocessor)
+
+    def tokenize(images):
+        return tokenizer.tokenize(preprocessor(dict(inputs=[images, images], data_samples=[]), False)['inputs'][1])
+
+    views = RandomViews(DATASETS.build(cfg.train_dataloader.dataset), args.views, args.seed)
+    grid = tokenizer.token_grid(views.draw[-1].second_size)
+    settings = dict(tokenizer=repr(cfg.model.target_generator.to_dict()), transforms=[repr(step) for step in views.draw], seed=args.seed)
+    manifest = fill(
+        args.folder, Manifest(len(views), args.views, grid, tokenizer.vocab_size, settings), views, tokenize, args.batch_size, args.workers
+    )
+    if manifest.unreadable == manifest.images:
+        raise DataError(f'None of the {manifest.images:,} images can be read: {args.folder / UNREADABLE} says why')
+    left_out = f'; {manifest.unreadable:,} images cannot be read ({args.folder / UNREADABLE})' if manifest.unreadable else ''
+    tokens = f'{grid[0]}x{grid[1]} of {manifest.vocab_size:,} tokens each'
+    print(f'{args.folder}: {manifest.views} views of {manifest.images:,} images, {tokens}{left_out}')
+
+
+if __name__ == '__main__':
+    main()
