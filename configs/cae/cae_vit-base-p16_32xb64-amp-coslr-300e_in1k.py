@@ -11,7 +11,7 @@ _base_ = [
 ]
 
 # ---- often changed, here or by --cfg-options
-# train_dataloader.dataset.data_root        where the images are
+# data_root                                where the images are
 # train_dataloader.batch_size               images per GPU
 # model.target_generator.checkpoint         DALL-E's encoder, prepared by tools/model_converters/convert.py
 # ---- possibly changed: the precision and the length, in ../_base_/schedules/cae_300e.py; how often to save

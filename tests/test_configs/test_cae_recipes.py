@@ -11,15 +11,18 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.models.selfsup.cae import DALLEEncoder
 
 import mmcae.datasets  # noqa: F401
 import mmcae.models  # noqa: F401
 from mmcae.apis import load_cae
+from mmcae.datasets.store_tokens import RandomViews, fill
+from mmcae.datasets.token_store import Manifest
 from mmcae.engine import CheckLoss, CheckpointHook
 from mmcae.models import CAE
-from mmcae.registry import HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
+from mmcae.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
 from mmcae.utils.config import load_config
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'cae'
@@ -53,9 +56,30 @@ def recipe(request):
 
 
 def test_table_is_complete():
-    """Every recipe in the folder is in the table above, and the other way round; sharded ones are the same recipe in another runner."""
-    sharded = {path.stem for kind in ('fsdp', 'deepspeed') for path in FOLDER.glob(f'*-{kind}-*_in1k.py')}
-    assert len(sharded) == 2 and {path.stem for path in FOLDER.glob('*_in1k.py')} - sharded == set(RECIPES)
+    """Every recipe in the folder is in the table above, and the other way round, but for variants that say what they change."""
+    variants = {path.stem for kind in ('32xb64-fsdp', '32xb64-deepspeed', 'stored-tokens') for path in FOLDER.glob(f'*{kind}*_in1k.py')}
+    assert len(variants) == 3 and {path.stem for path in FOLDER.glob('*_in1k.py')} - variants == set(RECIPES)
+
+
+def test_stored_tokens_change_nothing_but_where_targets_come_from(image_folder, tmp_path):
+    base = load_config(FOLDER / 'cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py', [f'data_root={image_folder("in1k/train").parent}'])
+    init_default_scope('mmpretrain')
+    views = RandomViews(DATASETS.build(base.train_dataloader.dataset), 2, 0)
+    tokens = torch.arange(196).view(1, 14, 14).expand(2, -1, -1)
+    fill(tmp_path / 'tokens', Manifest(8, 2, (14, 14), 8192, {}), views, lambda images: tokens, 1, 0)
+    changes = [f'tokens={tmp_path / "tokens"}', f'data_root={tmp_path / "in1k"}']
+    cfg = load_config(FOLDER / 'cae_vit-base-p16_stored-tokens_32xb64-amp-coslr-300e_in1k.py', changes)
+    for key in ('optim_wrapper', 'param_scheduler', 'train_cfg', 'default_hooks'):
+        assert cfg[key] == base[key], key
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert model.decoder.head.out_features == 8192
+    sample = DATASETS.build(cfg.train_dataloader.dataset)[3]
+    model.check_sample(sample['inputs'], sample['data_samples'])
+    assert sample['data_samples'].mask.sum() == 98 and sample['inputs'][0].shape == (3, 224, 224)
+    batch = dict(inputs=[view[None] for view in sample['inputs']], data_samples=[sample['data_samples']])
+    view = MODELS.build(cfg.data_preprocessor)(batch, True)['inputs'][1]
+    assert model.target_generator.targets(view, torch.tensor([[0, 100, 195]])).tolist() == [[0, 100, 195]]
 
 
 def test_parts(recipe):
