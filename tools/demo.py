@@ -72,7 +72,8 @@ def main():
 
 
 def run(args):
-    from mmcae.utils.jobs import JobFailed, JobRunner, duration
+    from mmcae.utils.jobs import JobFailed, JobRunner
+    from mmcae.utils.progress import duration
     from mmcae.visualization.demo_report import write_report
 
     encoders = ['random', *PRETRAININGS] if args.all_encoders else ['random', 'cae']

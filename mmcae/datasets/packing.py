@@ -11,7 +11,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..utils.errors import DataError
-from ..utils.jobs import Display, duration, interruptible, locked
+from ..utils.processes import interruptible, locked
+from ..utils.progress import Display, duration
 from .bad_files import printable
 from .shards import MANIFEST, Manifest, ShardReader, ShardWriter, verify_shard
 from .transforms.loading import read_image

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..utils.atomic_files import AtomicBackend
 from ..utils.errors import ConfigError, DataError
-from ..utils.jobs import Display, duration, interruptible, locked
+from ..utils.processes import interruptible, locked
+from ..utils.progress import Display, duration
 from .bad_files import printable
 from .token_store import FLIPS, MANIFEST, Manifest, checksum, open_arrays, read_manifest
 

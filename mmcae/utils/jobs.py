@@ -4,7 +4,6 @@ Every job has a folder of its own with its log and, once it has finished, a reco
 still fits, so that an interrupted run goes on where it stopped and a changed config repeats what depends on it, as `make` does.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -16,11 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DataError
+from .processes import interruptible, locked, signal_group
+from .progress import Display, duration
 
 POLL = 0.2  # seconds between two looks at the running processes
 PATIENCE = 5  # seconds a process gets to end before it is killed
@@ -228,35 +227,6 @@ class JobRunner:
         return (total + DAMPING) / (sum(weights) + DAMPING)
 
 
-class Display:
-    """Prints events as lines and, below them, one status line: live on a terminal, every half minute elsewhere."""
-
-    def __init__(self, stream=None):
-        self.stream = stream or sys.stdout
-        self.live = self.stream.isatty()
-        self.interval = 0.5 if self.live else 30
-        self.last = time.time()
-
-    def event(self, text: str):
-        self.stream.write(('\r\x1b[K' if self.live else '') + text + '\n')
-        self.stream.flush()
-
-    def status(self, make):
-        """Show the line that `make()` returns, if the last one is old enough."""
-        if time.time() - self.last < self.interval:
-            return
-        self.last = time.time()
-        text = make()
-        width = shutil.get_terminal_size().columns - 1
-        self.stream.write(f'\r\x1b[K{text[:width]}' if self.live else f'    {text}\n')
-        self.stream.flush()
-
-    def close(self):
-        if self.live:
-            self.stream.write('\r\x1b[K')
-            self.stream.flush()
-
-
 def in_order(jobs: Iterable[Job]) -> dict[str, Job]:
     """Jobs by name, each after those it needs.
 
@@ -334,46 +304,3 @@ def shown(command: Sequence[str]) -> str:
     if python.is_relative_to(Path.cwd()):
         python = python.relative_to(Path.cwd())
     return shlex.join([str(python) if part == 'python' else part for part in command[:1]] + list(command[1:]))
-
-
-def duration(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
-
-
-def signal_group(process: subprocess.Popen, number: int):
-    """Send a signal to a process and all that it started."""
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass  # all of them have ended
-
-
-@contextmanager
-def locked(path: Path):
-    """Hold a folder for this process alone."""
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f'Another process is at work in {path.parent}: wait for it, or give another folder') from None
-        yield
-
-
-@contextmanager
-def interruptible():
-    """Have a request to end this process (SIGTERM, a closed terminal) do what Ctrl-C does, so that nothing stays behind."""
-
-    def interrupt(number, frame):
-        raise KeyboardInterrupt
-
-    # What nohup ignores stays ignored.
-    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

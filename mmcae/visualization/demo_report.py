@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..utils.jobs import JobRunner, duration
+from ..utils.jobs import JobRunner
+from ..utils.progress import duration
 from .page import Page
 from .results import markdown, read_results, summarize, table
 

@@ -1,6 +1,5 @@
 """The job runner: order, lanes, what is kept, what a failure and an interruption leave behind; with real processes."""
 
-import io
 import json
 import os
 import signal
@@ -13,19 +12,16 @@ import pytest
 
 from mmcae.utils.errors import DataError
 from mmcae.utils.jobs import (
-    Display,
     Job,
     JobFailed,
     JobRunner,
-    duration,
     finish_time,
     in_order,
-    interruptible,
-    locked,
     ranks,
     read_eta,
     shown,
 )
+from mmcae.utils.processes import locked
 
 
 def script(text):
@@ -186,19 +182,6 @@ def wait_for_text(path, words):
     pytest.fail(f'{path} was not written')
 
 
-def test_nohup_is_respected():
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with interruptible():
-            os.kill(os.getpid(), signal.SIGHUP)
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(5)
-        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGHUP, before)
-
-
 def is_alive(pid):
     try:
         with open(f'/proc/{pid}/stat') as file:
@@ -280,19 +263,7 @@ def test_a_running_job_that_tells_corrects_the_others(tmp_path):
     assert 'a 27 %' in runner.status()
 
 
-def test_plain_output_is_lines_at_intervals():
-    stream = io.StringIO()
-    display = Display(stream)
-    display.event('begins')
-    display.status(lambda: 'too early')
-    display.last -= 60
-    display.status(lambda: 'half way')
-    display.close()
-    assert stream.getvalue() == 'begins\n    half way\n'
-
-
-def test_durations_and_commands_as_people_write_them(monkeypatch, tmp_path):
-    assert [duration(s) for s in (0, 59.6, 61, 3725)] == ['0:00', '1:00', '1:01', '1:02:05']
+def test_commands_as_people_write_them(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'executable', str(tmp_path / '.venv/bin/python'))
     assert shown(('python', 'tools/train.py', 'a b')) == ".venv/bin/python tools/train.py 'a b'"

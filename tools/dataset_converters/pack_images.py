@@ -128,7 +128,7 @@ def verify(folder):
     from mmcae.datasets import packing
     from mmcae.datasets.shards import MANIFEST
     from mmcae.utils.errors import DataError
-    from mmcae.utils.jobs import Display
+    from mmcae.utils.progress import Display
 
     sides = [folder / name for name in ('train', 'val') if (folder / name / MANIFEST).exists()]
     damaged, display = [], Display()

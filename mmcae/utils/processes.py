@@ -1,0 +1,46 @@
+"""Signals to and from other processes, and folders that only one process may work in."""
+
+import fcntl
+import os
+import signal
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import DataError
+
+
+def signal_group(process: subprocess.Popen, number: int):
+    """Send a signal to a process and all that it started."""
+    try:
+        os.killpg(process.pid, number)
+    except ProcessLookupError:
+        pass  # all of them have ended
+
+
+@contextmanager
+def locked(path: Path):
+    """Hold a folder for this process alone."""
+    with open(path, 'w') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f'Another process is at work in {path.parent}: wait for it, or give another folder') from None
+        yield
+
+
+@contextmanager
+def interruptible():
+    """Have a request to end this process (SIGTERM, a closed terminal) do what Ctrl-C does, so that nothing stays behind."""
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    # What nohup ignores stays ignored.
+    numbers = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
