@@ -12,6 +12,7 @@ from torchvision.transforms import functional
 from torchvision.transforms.functional import InterpolationMode
 
 from mmcae.datasets.transforms import TwoViewCrop
+from mmcae.datasets.transforms.two_view_crop import contiguous
 from mmcae.utils.errors import ConfigError
 
 
@@ -171,3 +172,15 @@ def test_mirrored_views_and_other_strided_input(photo):
 def test_impossible_settings_are_refused(wrong, message):
     with pytest.raises(ConfigError, match=message):
         TwoViewCrop(**{'size': 32, 'second_size': 16, **wrong})
+
+
+@pytest.mark.parametrize('channels', [1, 3, 5])
+@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
+def test_contiguous_arrays_hold_what_their_parts_and_mirror_images_do(channels, dtype):
+    image = np.arange(20 * 30 * channels).reshape(20, 30, channels).astype(dtype)
+    for rows in (slice(None), slice(None, None, -1), slice(3, 9)):
+        for columns in (slice(None), slice(None, None, -1), slice(5, 17), slice(17, 5, -1)):
+            part = image[rows, columns]
+            copied = contiguous(part)
+            assert copied.flags.c_contiguous and copied.dtype == dtype
+            np.testing.assert_array_equal(copied, part)
