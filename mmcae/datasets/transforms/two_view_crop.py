@@ -21,7 +21,8 @@ class TwoViewCrop(BaseTransform):
 
     Area and aspect ratio of the box are drawn as in Inception training; a box as large as the image and boxes at its very edge can occur.
     After ten draws that do not fit, the largest central box within the ratio limits is taken. The resizing is PIL's, which all released
-    weights and tokenizers were trained with (the CAE paper, arXiv 2202.03026, section 4.1), or torch's, which is three to four times as fast.
+    weights and tokenizers were trained with (the CAE paper, arXiv 2202.03026, section 4.1),
+    or torch's, three to four times as fast.
 
     Required keys: ``img`` (array (H, W, C), uint8 or float32 in [0, 255]). Optional keys: ``drawn_box``, where LoadImage has drawn the box
     to decode no more than it needs. Modified keys: ``img`` becomes a list of two arrays, the model's
