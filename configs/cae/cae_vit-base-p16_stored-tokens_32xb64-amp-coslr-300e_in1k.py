@@ -9,7 +9,7 @@ _base_ = ['cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py']
 tokens = 'data/imagenet_tokens'  # made with the same images, in the same order
 
 # ---- rarely changed
-model = dict(target_generator=dict(_delete_=True, type='mmcae.StoredTokens', folder=tokens), decoder=dict(num_outputs=None))
+model = dict(target_generator=dict(_delete_=True, type='mmcae.StoredTokens', folder=tokens))
 data_preprocessor = dict(second_mean=[0.0], second_std=[1.0])  # of the second view, which is the tokens
 train_pipeline = [
     dict(type='mmcae.LoadImage'),
