@@ -23,6 +23,7 @@ from .token_store import FLIPS, MANIFEST, Manifest, checksum, open_arrays, read_
 
 UNREADABLE = 'unreadable.tsv'
 REPEATABLE = ('LoadImage', 'RandomFlip', 'TwoViewCrop')  # the transforms whose random numbers a store keeps
+MAKERS = ('images', 'views', 'grid', 'vocab_size', 'settings')  # what of a manifest must not change between runs
 SAVE_EVERY = 60  # seconds
 
 
@@ -69,8 +70,7 @@ class RandomViews(Dataset):
             results = dict(loaded)
             for step in self.draw:
                 results = step(results)
-            flip = results.get('flip_direction') if results.get('flip') else None
-            drawn.append((results['crop_box'], FLIPS.index(flip), results['img'][1]))
+            drawn.append((results['crop_box'], FLIPS.index(results.get('flip_direction')), results['img'][1]))
         boxes, flips, images = zip(*drawn, strict=True)
         return dict(found, box=np.array(boxes), flip=np.array(flips), image=np.stack(images))
 
@@ -80,7 +80,7 @@ def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callabl
 
     Args:
         folder: Where to: new, empty, or of an earlier run.
-        manifest: What it will be.
+        manifest: What it will be; its settings as json gives them back, lists for tuples.
         views: Draws the views.
         tokenize: uint8 views (B, C, h, w) -> tokens (B, rows, columns).
         batch_size: Images, each with all its views, at a time.
@@ -154,20 +154,18 @@ def resume(folder: Path, manifest: Manifest) -> Manifest:
     """
     if (folder / MANIFEST).exists():
         earlier = read_manifest(folder)
-        wanted, found = (
-            json.loads(json.dumps(dict(asdict(some), done=0, unreadable=0, unreadable_bytes=0))) for some in (manifest, earlier)
-        )
-        changed = [name for name, value in wanted.items() if found[name] != value]
+        changed = [name for name in MAKERS if getattr(earlier, name) != getattr(manifest, name)]
         if changed:
             raise DataError(f'{folder} was made otherwise: {", ".join(changed)} changed since. Delete it or choose another folder')
-        return earlier
-    foreign = sorted(file.name for file in folder.iterdir() if file.name not in ('.lock', UNREADABLE) and file.suffix != '.npy')
-    if foreign:
-        raise DataError(f'{folder} is not empty and was not made by this tool ({foreign[0]} is in it). Choose another folder')
-    (folder / UNREADABLE).unlink(missing_ok=True)
-    for name, (shape, dtype) in manifest.shapes().items():
-        np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', dtype, shape).flush()
-    save_manifest(folder, manifest)
+        manifest = earlier
+    else:
+        foreign = sorted(file.name for file in folder.iterdir() if file.name != '.lock')
+        if foreign:
+            raise DataError(f'{folder} is not empty and was not made by this tool ({foreign[0]} is in it). Choose another folder')
+        save_manifest(folder, manifest)  # before the arrays, so that what an interruption leaves behind is known to be ours
+    if not manifest.done:
+        for name, (shape, dtype) in manifest.shapes().items():
+            np.lib.format.open_memmap(folder / f'{name}.npy', 'w+', dtype, shape).flush()
     return manifest
 
 

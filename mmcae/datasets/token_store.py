@@ -6,7 +6,7 @@ A store is a folder of arrays, with one row for each image of a data set and one
     flip.npy   uint8 (N, K)              0 not mirrored, 1 horizontally, 2 vertically, 3 both
     token.npy  uint16 (N, K, rows, cols) the tokens
     name.npy   uint32 (N,)               CRC-32 of the file's name, by which a row is known to be that of an image
-    store.json                             what made it, and how many rows are done
+    store.json                           what made it, and how many rows are done
 
 For a million images, four views and 14x14 tokens that are 1.6 GB, which are mapped into memory, not read.
 """

@@ -24,7 +24,7 @@ __all__ = [
     'LatentContextualRegressor',
     'PatchCodebook',
     'PixelTargets',
-    'StoredTokens',
     'SimpleFeaturePyramid',
+    'StoredTokens',
     'TwoViewPreprocessor',
 ]

@@ -142,11 +142,13 @@ def test_pipelines_that_cannot_be_repeated(image_folder, pipeline, culprit):
         folder_views(image_folder(), pipeline)
 
 
-def test_other_content_of_a_folder_is_not_overwritten(image_folder, tmp_path):
+@pytest.mark.parametrize('name', ['photo.jpg', 'token.npy'])
+def test_other_content_of_a_folder_is_not_overwritten(image_folder, tmp_path, name):
     (tmp_path / 'mine').mkdir()
-    (tmp_path / 'mine/photo.jpg').write_text('mine')
-    with pytest.raises(DataError, match='photo.jpg is in it'):
-        fill(tmp_path / 'mine', Manifest(8, 2, (2, 2), 2048, {}), folder_views(image_folder(), views=2), tokenize, 2, 0)
+    (tmp_path / 'mine' / name).write_text('mine')
+    with pytest.raises(DataError, match=f'{name} is in it'):
+        fill(tmp_path / 'mine', Manifest(8, 2, (2, 2), 32, {}), folder_views(image_folder(), views=2), tokenize, 2, 0)
+    assert (tmp_path / 'mine' / name).read_text() == 'mine'
 
 
 def test_targets(store):

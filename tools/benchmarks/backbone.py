@@ -12,14 +12,10 @@ import argparse
 import statistics
 from functools import partial
 
+from options import add_timing_options, size_of
+
 OURS, MMPRETRAIN, TIMM = 'CAEViT', 'BEiTViT', 'timm Beit'
 MODES = ('inference', 'training')
-
-
-def size_of(text):
-    """`224` or `800x1333` -> (height, width), as given."""
-    height, _, width = text.partition('x')
-    return int(height), int(width or height)
 
 
 def parse_args():
@@ -43,14 +39,7 @@ def parse_args():
     parser.add_argument('--width', type=int, default=768, help='of the tokens; heads are 64 wide (default: %(default)s)')
     parser.add_argument('--depth', type=int, default=12, help='number of blocks (default: %(default)s)')
     parser.add_argument('--rel-pos-bias', action='store_true', help='with a relative position bias in each block, as segmentation has it')
-    parser.add_argument(
-        '--clock',
-        choices=['wall', 'cpu'],
-        default='wall',
-        help='cpu: seconds of computing, for a CPU in use by others (default: %(default)s)',
-    )
-    parser.add_argument('--rounds', type=int, default=7, help='how often each contender has its turn (default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='write the results there')
+    add_timing_options(parser, rounds=7)
     args = parser.parse_args()
     if args.device == 'cuda' and args.clock == 'cpu':
         parser.error('--clock cpu does not see what a GPU does')

@@ -12,13 +12,9 @@ import argparse
 import statistics
 from functools import partial
 
+from options import size_of
+
 KEPT, RECOMPUTED = 'kept', 'recomputed'  # the activations, with with_cp=False and with_cp=True
-
-
-def size_of(text):
-    """`224` or `800x1333` -> (height, width), as given."""
-    height, _, width = text.partition('x')
-    return int(height), int(width or height)
 
 
 def parse_args():

@@ -17,16 +17,11 @@ from functools import partial
 from pathlib import Path
 
 from contenders import OURS, RECIPE, THEIR_CONFIG, THEIRS, metered
+from options import add_timing_options, size_of
 
 BY_PIL, REDUCED, PACKED = f'{OURS}, resized by PIL', f'{OURS}, reduced', f'{OURS}, packed'
 # Mean difference of views of the same box, in levels of 255. OpenCV does not average what it leaves out, PIL and torch do.
 TOLERANCES = {THEIRS: 16, BY_PIL: 0.3, REDUCED: 5, PACKED: 0}
-
-
-def size_of(text):
-    """`500x375` -> (width, height)."""
-    width, _, height = text.partition('x')
-    return int(width), int(height)
 
 
 def parse_args():
@@ -43,14 +38,7 @@ def parse_args():
     parser.add_argument('--folder', type=Path, help='JPEG files of your own, in place of generated ones')
     parser.add_argument('--batch-size', type=int, default=32, help='images that are collated (default: %(default)s)')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu', help='where batches are normalised (default: %(default)s)')
-    parser.add_argument(
-        '--clock',
-        choices=['wall', 'cpu'],
-        default='wall',
-        help='cpu: seconds of computing, for a CPU in use by others (default: %(default)s)',
-    )
-    parser.add_argument('--rounds', type=int, default=9, help='how often each contender has its turn (default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='write the results there')
+    add_timing_options(parser, rounds=9)
     args = parser.parse_args()
     if min(args.images, args.batch_size, args.rounds) < 1:
         parser.error('--images, --batch-size and --rounds must be at least 1')

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from contenders import OURS, PARTS, THEIRS, add_size_arguments, build, build_all, check, functions_of, make_batch, metered, step
+from options import add_timing_options
 
 
 def parse_args():
@@ -35,14 +36,7 @@ def parse_args():
         help='further ones, for ours (default: %(default)s)',
     )
     parser.add_argument('--compile', action='store_true', help='time ours compiled too (minutes of compilation on a CPU)')
-    parser.add_argument(
-        '--clock',
-        choices=['wall', 'cpu'],
-        default='wall',
-        help='cpu: seconds of computing, for a CPU in use by others (default: %(default)s)',
-    )
-    parser.add_argument('--rounds', type=int, default=7, help='how often each contender has its turn (default: %(default)s)')
-    parser.add_argument('--json', metavar='FILE', help='write the results there')
+    add_timing_options(parser, rounds=7)
     args = parser.parse_args()
     if args.device == 'cuda' and args.clock == 'cpu':
         parser.error('--clock cpu does not see what a GPU does')
