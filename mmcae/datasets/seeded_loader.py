@@ -1,8 +1,10 @@
 """Batches that depend on the seed, the epoch and their number alone: not on workers, not on ranks, not on what was loaded before.
 
-Each image is loaded with random numbers seeded by (seed, epoch, number of the batch, number of the image). So a run that is resumed within
-an epoch goes straight to its next batch, which is the very batch that the uninterrupted run would have got; nothing about random states
-has to be stored, and the number of workers may change. Two processes get the images and views of one with twice the batch size.
+Each image is loaded with random numbers seeded by (seed, epoch, number of the batch, place in the batch), where the batch is that of all
+processes together. So an image that comes more than once (RepeatAugSampler, class balancing, sampling with replacement) gets other random
+numbers each time, whichever process loads it. A run that is resumed within an epoch goes straight to its next batch, the very batch that
+the uninterrupted run would have got; nothing about random states has to be stored, and the number of workers may change. Two processes
+get the images and views of one with twice the batch size.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..utils.errors import ConfigError
@@ -78,11 +81,17 @@ class SeededLoader(DataLoader):
 
 
 class SeededBatches:
-    """Batches of (image, what seeds it) in the order of a batch sampler."""
+    """Batches of (image, what seeds it) in the order of a batch sampler.
+
+    Samplers deal the images out to the processes in turn, so place p of process r is place `p * processes + r` of all.
+    """
 
     def __init__(self, batch_sampler):
         self.batch_sampler, self.first = batch_sampler, 0
         self._seed = getattr(batch_sampler.sampler, 'seed', 0)
+        rank, processes = get_dist_info()
+        self.rank = getattr(batch_sampler.sampler, 'rank', rank)
+        self.processes = getattr(batch_sampler.sampler, 'world_size', processes)
 
     @property
     def seed(self):
@@ -97,7 +106,8 @@ class SeededBatches:
         first, self.first = self.first, 0
         epoch = getattr(self.sampler, 'epoch', 0)
         for number, batch in islice(enumerate(self.batch_sampler), first, None):
-            yield [(index, self.seed, epoch, number) for index in batch]
+            places = range(self.rank, len(batch) * self.processes, self.processes)
+            yield [(index, self.seed, epoch, number, place) for index, place in zip(batch, places, strict=True)]
 
     def __len__(self):
         return len(self.batch_sampler)
@@ -117,7 +127,7 @@ class SeededDataset(Dataset):
     def __getitem__(self, key):
         if isinstance(key, tuple):
             key, *seeds = key
-            reseed(*seeds, key)
+            reseed(*seeds)
         return self.dataset[key]
 
     def __len__(self):

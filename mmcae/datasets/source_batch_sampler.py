@@ -78,12 +78,12 @@ class SourceBatchSampler(BatchSampler):
             order = (torch.randperm(size, generator=generator) if self.sampler.shuffle else torch.arange(size)) + first_index
             first_index += size
             whole = size - size % (batch_size * world_size)
-            batches += order[:whole].view(-1, world_size, batch_size)[:, rank].tolist()
+            batches += order[:whole].view(-1, batch_size, world_size)[..., rank].tolist()
             rest = order[whole:]
             if len(rest) and not self.drop_last:
                 share = math.ceil(len(rest) / world_size)
                 wrapped = torch.arange(share * world_size) % len(rest)
-                batches.append(rest[wrapped].view(world_size, share)[rank].tolist())
+                batches.append(rest[wrapped].view(share, world_size)[:, rank].tolist())
         if not self.sampler.shuffle:
             return batches
         return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

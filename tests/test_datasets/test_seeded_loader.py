@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 import torch
-from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.dataset import ClassBalancedDataset, DefaultSampler, InfiniteSampler, RepeatDataset
+from mmpretrain.datasets import RepeatAugSampler
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset
 
 from mmcae.datasets.seeded_loader import SeededLoader, reseed
@@ -89,6 +90,59 @@ def test_two_ranks_get_what_one_gets_with_twice_the_batch(sampler):
         assert torch.equal(both, one[i])
 
 
+class WithReplacement(DefaultSampler):
+    """Draws from the first three images only, so that each comes often."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        drawn = torch.randint(3, (self.total_size,), generator=generator).tolist()
+        return iter(drawn[self.rank :: self.world_size])
+
+
+def make_repeating(sampler, rank=0, world_size=1, batch_size=6, workers=0, shuffle=True):
+    sampler = sampler(Numbers(), shuffle=shuffle, seed=7)
+    sampler.rank, sampler.world_size = rank, world_size
+    if isinstance(sampler, RepeatAugSampler):
+        sampler.num_samples = 12 * sampler.num_repeats // world_size
+        sampler.num_selected_samples = 12 // world_size
+    else:
+        sampler.num_samples = 12 // world_size
+    return SeededLoader(DataLoader(sampler.dataset, batch_sampler=BatchSampler(sampler, batch_size, True), num_workers=workers))
+
+
+@pytest.mark.parametrize('sampler', [RepeatAugSampler, WithReplacement])
+def test_an_image_that_comes_again_is_drawn_anew(sampler):
+    """On one process and spread over several, which together get what one gets; with workers; and from any batch on."""
+    one = torch.stack(list(make_repeating(sampler))).flatten(0, 1)
+    assert len(one[:, 0].unique()) <= 4 and len(one[:, 1:].unique()) == 3 * len(one)
+    for world_size in (2, 3):
+        ranks = [torch.stack(list(make_repeating(sampler, rank, world_size, 6 // world_size))) for rank in range(world_size)]
+        assert torch.equal(torch.stack(ranks, dim=2).flatten(0, 2), one)
+    assert torch.equal(torch.stack(list(make_repeating(sampler, workers=2))).flatten(0, 1), one)
+    resumed = make_repeating(sampler)
+    resumed.start_at(1)
+    assert torch.equal(torch.stack(list(resumed)).flatten(0, 1), one[6:])
+
+
+class Labelled(Numbers):
+    """The last of the images alone belongs to class 1."""
+
+    def full_init(self):
+        pass
+
+    def get_cat_ids(self, index):
+        return [int(index == self.length - 1)]
+
+
+@pytest.mark.parametrize('repeated', [(RepeatDataset, dict(times=3)), (ClassBalancedDataset, dict(oversample_thr=0.9))])
+def test_data_sets_that_repeat_images(repeated, monkeypatch):
+    wrapper, settings = repeated
+    monkeypatch.setattr('mmengine.dataset.dataset_wrapper.BaseDataset', Labelled)
+    batches = torch.stack(list(make(dataset=wrapper(Labelled(), **settings)))).flatten(0, 1)
+    counts = batches[:, 0].unique(return_counts=True)[1]
+    assert counts.max() >= 3 and len(batches[:, 1:].unique()) == 3 * len(batches)
+
+
 def test_an_endless_sampler_is_entered_anywhere():
     expected = take(make(sampler=InfiniteSampler), 30)  # over several passes
     loader = make(sampler=InfiniteSampler, workers=1)
@@ -105,6 +159,16 @@ def test_batches_of_several_sources():
     whole, part = loader(), loader()
     part.start_at(3)
     assert torch.equal(torch.stack(list(part)), torch.stack(list(whole)[3:]))
+
+
+def test_ranks_share_the_batches_of_several_sources():
+    def loader(rank=0, world_size=1):
+        sampler = DefaultSampler(ConcatDataset([Numbers(8), Numbers(16)]), seed=3)
+        sampler.rank, sampler.world_size = rank, world_size
+        return SeededLoader(DataLoader(sampler.dataset, batch_sampler=SourceBatchSampler(sampler, batch_size=4 // world_size)))
+
+    ranks = [torch.stack(list(loader(rank, 2))) for rank in range(2)]
+    assert torch.equal(torch.stack(ranks, dim=2).flatten(1, 2), torch.stack(list(loader())))
 
 
 def test_nothing_is_loaded_before_the_first_batch_is_asked_for():
