@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'
+os.environ.pop('PYTHONUNBUFFERED', None)  # the order of output and errors is to be right without it
 
 import numpy as np
 import pytest

@@ -49,7 +49,7 @@ def fork(request, process):
         for stream in (1, 2):
             os.dup2(output, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=False)  # as of any process whose output goes to a file
         os.environ.clear()
         os.environ.update(process['environment'])
         os.chdir(request['cwd'])

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 REFUSED = 2  # the exit code of a tool that refuses its input, the same as argparse's
 
@@ -59,10 +59,12 @@ def nearest(name, known, prefix='; did you mean '):
 def one_line_errors():
     """Turn the errors of this module, and what the libraries raise for the same reasons, into one line on stderr and exit code 2.
 
-    With the environment variable MMCAE_TRACEBACK=1 the stack trace is left as it is, to find out where an error comes from.
+    With the environment variable MMCAE_TRACEBACK=1 the stack trace is left as it is, to find out where an error comes from. Where stdout
+    and stderr go into one file, the error comes last there too, of whatever kind it is: stdout is written line by line from here on.
     """
     try:
-        yield
+        with stdout_before_stderr():
+            yield
     except Exception as error:
         message = explain(error)
         if message is None or os.environ.get('MMCAE_TRACEBACK') == '1':
@@ -70,6 +72,23 @@ def one_line_errors():
         rank = os.environ.get('RANK')
         print(f'error{f" (rank {rank})" if rank else ""}: {" ".join(message.split())}', file=sys.stderr, flush=True)
         raise SystemExit(REFUSED) from None
+
+
+@contextmanager
+def stdout_before_stderr():
+    """Keep the order of what goes to stdout and to stderr where both are one file or pipe.
+
+    Python holds back what is printed to a file or pipe until 8 KiB have come together, unless PYTHONUNBUFFERED is set; stderr overtakes it
+    then. So stdout is written at the end of each line, and a line without an end at the end of the context. Loggers need nothing, since
+    Python's stream handlers write each record at once.
+    """
+    if hasattr(sys.stdout, 'reconfigure'):  # not of streams that a caller has put in its place
+        sys.stdout.reconfigure(line_buffering=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # whoever read it has gone; the error on its way is what matters
+            sys.stdout.flush()
 
 
 def explain(error):

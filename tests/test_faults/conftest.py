@@ -121,7 +121,7 @@ class Training:
             stream = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
-            sys.stdout = os.fdopen(1, 'w', buffering=1)
+            sys.stdout = os.fdopen(1, 'w')
             sys.stderr = os.fdopen(2, 'w', buffering=1)
             os.environ.update(environment)
             for number in (signal.SIGTERM, signal.SIGINT):

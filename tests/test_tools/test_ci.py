@@ -26,6 +26,34 @@ def test_run(repository, tmp_path, printed, code, closing, expected):
     assert done.returncode == expected
 
 
+def test_run_passes_on_nothing_but_what_reaches_the_package_index(repository, tmp_path):
+    """A variable that is set on one machine only cannot hide that the tests fail without it."""
+    make = tmp_path / 'make'
+    make.write_text('#!/bin/sh\nenv\n')
+    make.chmod(0o755)
+    passed = dict(
+        PATH=f'{tmp_path}:{os.environ["PATH"]}',
+        HOME='/home/a b',
+        CI='true',
+        PIP_FIND_LINKS='/wheels /more wheels',
+        PIP_INDEX_URL='https://index/simple',
+        UV_INDEX='https://index/simple',
+        SSL_CERT_FILE='/certificates',
+        REQUESTS_CA_BUNDLE='/certificates',
+        CURL_CA_BUNDLE='/certificates',
+        HTTPS_PROXY='http://proxy',
+    )
+    withheld = dict(
+        PYTHONUNBUFFERED='1', PYTHONPATH='/elsewhere', MMCAE_GOLDEN='/elsewhere', LC_ALL='C', OMP_NUM_THREADS='3', XPIP_CERT='x', MY_CI='1'
+    )
+    done = subprocess.run([repository / '.ci' / 'run'], env=passed | withheld, capture_output=True, text=True, timeout=60)
+    found = dict(line.split('=', 1) for line in done.stdout.splitlines() if '=' in line)
+    assert {name: found.get(name) for name in passed} == passed
+    assert not set(found) & set(withheld)
+    # What is not set stays unset, and a shell adds a few of its own.
+    assert set(found) - set(passed) <= {'PWD', 'OLDPWD', 'SHLVL', '_'}, found
+
+
 def test_make_test_lints_and_runs_everything(repository):
     """`make -n` prints what would be run."""
     done = subprocess.run(['make', '-n', 'test'], cwd=repository, capture_output=True, text=True, timeout=60)

@@ -1,6 +1,8 @@
 """What a tool says, and with which exit code, for each kind of error."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -131,6 +133,62 @@ def test_trace_on_request(monkeypatch):
     monkeypatch.setenv('MMCAE_TRACEBACK', '1')
     with pytest.raises(ConfigError), one_line_errors():
         raise ConfigError('x')
+
+
+# Forks a process for each way to fail, whose stdout and stderr are one file; it prints, logs, fails, and ends as any Python process does.
+SPEAKERS = """
+import argparse, logging, os, sys, warnings
+from mmengine.logging import MMLogger, print_log
+from mmcae.utils.errors import DataError, one_line_errors
+
+for number, failure in enumerate(sys.argv[1:]):
+    if not os.fork():
+        log = os.open(f'{number}.log', os.O_WRONLY | os.O_CREAT)
+        os.dup2(log, 1), os.dup2(log, 2)
+        break
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+else:
+    sys.exit()
+with one_line_errors():
+    print_log('logged', MMLogger.get_instance('speaker'))
+    logging.getLogger('other').addHandler(logging.StreamHandler(sys.stdout))
+    logging.getLogger('other').error('logged by another')
+    print('printed')
+    exec(failure)
+"""
+FAILURES = [
+    ("raise DataError('damaged')", 2, 'error: damaged'),
+    ("print('unfinished', end=' ')\nraise DataError('damaged')", 2, 'unfinished error: damaged'),
+    ("argparse.ArgumentParser('tool').error('--size must be above 0')", 2, 'tool: error: --size must be above 0'),
+    ("sys.exit('Interrupted')", 1, 'Interrupted'),
+    ("raise ZeroDivisionError('a bug')", 1, 'ZeroDivisionError: a bug'),
+    ("warnings.warn('careful')", 0, 'UserWarning: careful'),
+]
+
+
+def test_error_comes_last_where_stdout_and_stderr_are_one_file(tmp_path):
+    """In processes of their own, because a test's streams are not those of a process."""
+    command = [sys.executable, '-c', SPEAKERS, *(failure for failure, _, _ in FAILURES)]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    assert [int(code) for code in done.stdout.split()] == [code for _, code, _ in FAILURES]
+    for number, (_, _, last) in enumerate(FAILURES):
+        lines = (tmp_path / f'{number}.log').read_text().splitlines()
+        assert lines[0].endswith('logged') and lines[1:3] == ['logged by another', 'printed']
+        assert lines[-1].endswith(last), lines
+
+
+def test_errors_of_processes_under_torchrun_follow_their_output(tmp_path):
+    (tmp_path / 'speaker.py').write_text(
+        'import os\nfrom mmcae.utils.errors import DataError, one_line_errors\n'
+        "with one_line_errors():\n    print('output of', os.environ['RANK'])\n    raise DataError('damaged')\n"
+    )
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python']
+    command += [sys.executable, str(tmp_path / 'speaker.py')]  # torchrun's own way to start Python is unbuffered
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    assert done.returncode and 'error (rank ' in done.stdout
+    for rank in range(2):  # the first to fail may end the other before it speaks
+        if f'error (rank {rank})' in done.stdout:
+            assert done.stdout.index(f'output of {rank}\n') < done.stdout.index(f'error (rank {rank}): damaged\n'), done.stdout
 
 
 def test_nearest():
