@@ -1,4 +1,4 @@
-"""What the tests share: golden tensors, small image folders, and running a tool as a real process.
+"""What the tests share: small image folders, a small model, and running a tool as a real process.
 
 OpenMP gets one thread here and in every process the tests start: on tiny models its threads only wait for each other.
 """
@@ -46,23 +46,6 @@ def no_default_scope():
         from mmengine.registry import DefaultScope
 
         DefaultScope._instance_dict.clear()
-
-
-@pytest.fixture(scope='session')
-def golden():
-    """Load a file of golden tensors by name: `golden('cae_tiny.pt')`; skips the test where there are none.
-
-    They lie in $MMCAE_GOLDEN, by default ../shared/golden next to the checkout.
-    """
-
-    def load(name):
-        folder = Path(os.environ.get('MMCAE_GOLDEN', ROOT.parent / 'shared' / 'golden'))
-        path = folder / name
-        if not path.is_file():
-            pytest.skip(f'no golden file {path}; name their folder in MMCAE_GOLDEN')
-        return torch.load(path, map_location='cpu', weights_only=True)
-
-    return load
 
 
 @pytest.fixture

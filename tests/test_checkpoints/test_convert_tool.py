@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from mmpretrain.models import BEiTViT
+from reference.examples import example
 
 from mmcae.apis import load_cae, load_encoder
 from mmcae.checkpoints import encoder_of, read_checkpoint, to_mmpretrain, to_official
@@ -76,9 +77,9 @@ def test_to_mmcae_and_official_and_back(convert, source, tmp_path, suffix):
     assert equal(read_checkpoint(back), model.state_dict())
 
 
-def test_official_checkpoint_with_everything_in_it(convert, golden, tmp_path):
+def test_official_checkpoint_with_everything_in_it(convert, tmp_path):
     """As the authors' code writes it: arguments, optimizer, the names of data parallelism, the older name of the alignment encoder."""
-    reference = golden('cae_tiny.pt')
+    reference = example('cae')
     state = {f'module.{key.replace("alignment_encoder.", "teacher.")}': value for key, value in reference['state_dict'].items()}
     args = argparse.Namespace(model='cae_base_patch16_224_8k_vocab', decoder_num_heads=12)
     torch.save(dict(model=state, optimizer=dict(state={}, param_groups=[]), epoch=299, scaler={}, args=args), tmp_path / 'cae.pth')

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.model import ExponentialMovingAverage
+from reference.examples import example
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
@@ -200,8 +201,8 @@ def test_unknown_kind():
         detect_kind({'conv1.weight': torch.zeros(1), 'fc.bias': torch.zeros(1)})
 
 
-def test_golden_files_are_official(golden):
-    assert detect_kind(golden('cae_tiny.pt')['state_dict']) == 'official'
+def test_kind_of_the_authors_layout():
+    assert detect_kind(example('cae')['state_dict']) == 'official'
 
 
 def test_nothing_here_switches_the_protection_off(repository):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from reference import golden
+from reference.examples import CAE
 
 from mmcae.checkpoints import (
     cae_of,
@@ -32,10 +34,10 @@ def official_of(model):
 # ---------------------------------------------------------------- official
 
 
-@pytest.mark.parametrize('name', ['cae_tiny.pt', 'cae_tiny_small_decoder.pt'])
-def test_official_round_trip_of_the_authors_own(golden, name):
+@pytest.mark.parametrize('name', [*CAE, *golden.present('cae_tiny.pt', 'cae_tiny_small_decoder.pt')])
+def test_official_round_trip_of_the_authors_own(name):
     """Their names, their tensors, their order of keys: the last one has to begin with `decoder` for their downstream loaders."""
-    theirs = golden(name)['state_dict']
+    theirs = golden.load(name)['state_dict']
     back = to_official(convert_official(theirs))
     assert_equal(back, theirs)
     order = [key.split('.')[0] for key in theirs]

@@ -1,18 +1,29 @@
-"""Encoder and pyramid against maps computed by the authors' segmentation and detection backbones."""
+"""Encoder and pyramid against the reference of segmentation and detection, and against the authors' own maps where they are."""
 
 import pytest
 import torch
+from reference import golden
 
 from mmcae.checkpoints import load_strictly
 from mmcae.models import CAEViT, DeconvPyramid
 from mmcae.models.layers import resize_position_table
 
-# The golden maps are float32 results of another order of summation.
+# The maps are float32 results of another order of summation.
 FLOAT32 = dict(rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture(params=['segmentation', *golden.present('cae_downstream_tiny.pt')])
+def segmentation(request):
+    return golden.load(request.param)
+
+
+@pytest.fixture(params=['detection', *golden.present('cae_detection_tiny.pt')])
+def detection(request):
+    return golden.load(request.param)
+
+
 def backbone_and_pyramid(reference, img_size):
-    """Both with the golden weights, in eval mode."""
+    """Both with the weights of the reference, in eval mode."""
     config, state = reference['config'], reference['state_dict']
     dim = config['embed_dim']
     arch = dict(
@@ -32,14 +43,14 @@ def backbone_and_pyramid(reference, img_size):
         final_norm=False,
     )
     encoder = {k: v for k, v in state.items() if not k.startswith('fpn') and not k.endswith('relative_position_index')}
-    load_strictly(backbone, encoder, 'golden')
+    load_strictly(backbone, encoder, 'reference')
     pyramid = DeconvPyramid(dim)
     scales = {}
     for key, value in state.items():
         if key.startswith('fpn'):
             number, rest = key.removeprefix('fpn').split('.', 1)
             scales[f'scales.{int(number) - 1}.{rest}'] = value
-    load_strictly(pyramid, scales, 'golden')
+    load_strictly(pyramid, scales, 'reference')
     return backbone.eval(), pyramid.eval()
 
 
@@ -51,44 +62,41 @@ def assert_maps(maps, expected):
 
 
 @torch.no_grad()
-def test_segmentation_maps(golden):
+def test_segmentation_maps(segmentation):
     """Relative position bias, block outputs without norm, and the four scales of the pyramid."""
-    reference = golden('cae_downstream_tiny.pt')
-    backbone, pyramid = backbone_and_pyramid(reference, reference['config']['img_size'])
-    features = backbone(reference['input'])
-    assert_maps(features, reference['raw_features'])
-    assert_maps(pyramid(features), reference['outputs'])
+    backbone, pyramid = backbone_and_pyramid(segmentation, segmentation['config']['img_size'])
+    features = backbone(segmentation['input'])
+    assert_maps(features, segmentation['raw_features'])
+    assert_maps(pyramid(features), segmentation['outputs'])
 
 
-def test_position_table_resized_on_loading(golden):
+def test_position_table_resized_on_loading(segmentation):
     """What the authors' loader makes of a pretraining checkpoint's table for a larger grid, and what ours does on loading."""
-    resize = golden('cae_downstream_tiny.pt')['pos_embed_resize']
+    resize = segmentation['pos_embed_resize']
     table = resize_position_table(resize['src'][:, 1:], tuple(resize['src_grid']), tuple(resize['dst_grid']))
     torch.testing.assert_close(table, resize['dst'][:, 1:], rtol=0, atol=1e-6)
 
     dim, patch = resize['src'].shape[-1], 4
     model = CAEViT(dict(embed_dims=dim, num_layers=1, num_heads=1), img_size=tuple(patch * n for n in resize['dst_grid']), patch_size=patch)
-    report = load_strictly(model, {**model.state_dict(), 'pos_embed': resize['src']}, 'golden')
+    report = load_strictly(model, {**model.state_dict(), 'pos_embed': resize['src']}, 'reference')
     assert 'resized (pos_embed)' in report
     torch.testing.assert_close(model.pos_embed, resize['dst'], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize('number', range(3))
 @torch.no_grad()
-def test_detection_at_several_image_sizes(golden, number):
+def test_detection_at_several_image_sizes(detection, number):
     """The position table follows the image in two stages, as the authors resize it, and the maps follow the table."""
-    reference = golden('cae_detection_tiny.pt')
-    backbone, pyramid = backbone_and_pyramid(reference, tuple(reference['config']['img_size']))
-    image = reference['inputs'][number].float()
+    backbone, pyramid = backbone_and_pyramid(detection, tuple(detection['config']['img_size']))
+    image = detection['inputs'][number].float()
     table = backbone.positions(backbone.grid_of(image.shape[-2:]))
-    torch.testing.assert_close(table, reference['pos_embed_used'][number], rtol=0, atol=5e-6)
-    assert_maps(pyramid(backbone(image)), reference['outputs'][number])
+    torch.testing.assert_close(table, detection['pos_embed_used'][number], rtol=0, atol=5e-6)
+    assert_maps(pyramid(backbone(image)), detection['outputs'][number])
 
 
-def test_detection_table_comes_from_the_pretraining_table(golden):
+def test_detection_table_comes_from_the_pretraining_table(detection):
     """The reference grid's table is the checkpoint's square one, resized on loading."""
-    reference = golden('cae_detection_tiny.pt')
-    backbone, _ = backbone_and_pyramid(reference, tuple(reference['config']['img_size']))
-    state = {**backbone.state_dict(), 'pos_embed': reference['ckpt_pos_embed']}
-    load_strictly(backbone, state, 'golden')
-    torch.testing.assert_close(backbone.pos_embed, reference['state_dict']['pos_embed'].float(), rtol=0, atol=1e-6)
+    backbone, _ = backbone_and_pyramid(detection, tuple(detection['config']['img_size']))
+    state = {**backbone.state_dict(), 'pos_embed': detection['ckpt_pos_embed']}
+    load_strictly(backbone, state, 'reference')
+    torch.testing.assert_close(backbone.pos_embed, detection['state_dict']['pos_embed'].float(), rtol=0, atol=1e-6)

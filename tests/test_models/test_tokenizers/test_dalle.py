@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import golden
 from torch import nn
 
 from mmcae.models import DALLETokenizer
@@ -33,8 +34,9 @@ def logits_of(tokenizer, images):
     return tokenizer.logits(tokenizer.embed(images)).transpose(1, 2).unflatten(2, grid)
 
 
-def test_golden(golden, tmp_path):
-    tensors = golden('dalle_encoder_tiny.pt')
+@pytest.mark.parametrize('name', ['dalle', *golden.present('dalle_encoder_tiny.pt')])
+def test_same_as_the_reference(name, tmp_path):
+    tensors = golden.load(name)
     torch.save(tensors['state_dict'], tmp_path / 'encoder.pth')
     tokenizer = DALLETokenizer(tmp_path / 'encoder.pth')
     assert tokenizer.vocab_size == tensors['config']['vocab_size']
