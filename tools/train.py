@@ -97,13 +97,14 @@ def resume(cfg, announce):
     from mmcae.utils.resume import check_resumable, newest_checkpoint
 
     if cfg.get('load_from'):
-        if Path(cfg.load_from).is_file():
+        if Path(cfg.load_from).exists():
             check_resumable(cfg.load_from)
         return
-    cfg.load_from, unusable = newest_checkpoint(cfg.work_dir)
+    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+    cfg.load_from, passed_over = newest_checkpoint(cfg.work_dir, hook.get('out_dir'), hook.get('backend_args'))
     cfg.resume = cfg.load_from is not None
     if announce:
-        for problem in unusable:
+        for problem in passed_over:
             print(f'Not resumed from: {problem}.', flush=True)
         if not cfg.resume:
             print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)

@@ -1,34 +1,101 @@
 """From which checkpoint a run goes on: the newest one that is complete, whatever has happened to the others."""
 
+import os
 import zipfile
 import zlib
 from pathlib import Path
 
+from mmengine.fileio import get_file_backend
+
 from ..checkpoints import damaged, read_checkpoint
 from .errors import CheckpointError
+from .pieces import first_piece, pieces_of
+
+RECORD = 'last_checkpoint'  # mmengine's file in the work dir
 
 
-def newest_checkpoint(work_dir):
-    """Find the checkpoint that was written last and is whole, among all that a training left in its folder.
+def newest_checkpoint(work_dir, out_dir=None, backend_args=None):
+    """Find the checkpoint that was written last and is whole, among all that a training left in its own folder.
 
-    mmengine's file `last_checkpoint` says only in which other folder to look besides: a run that was killed has not written it, or has
-    written it for a file that the disk lost.
+    mmengine's file `last_checkpoint` is not asked: a run that was killed has not written it, or has written it for a file that the disk
+    lost; and in a copied or moved folder it may name a checkpoint of the original. Only in a remote folder, which cannot be looked through
+    that cheaply, it tells which one is the newest.
 
     Args:
         work_dir (str | Path): Of the run.
+        out_dir (str, optional): The CheckpointHook's, below which the run has a folder of the work dir's name; local or remote.
+        backend_args (dict, optional): Of that hook, for a remote folder.
 
     Returns:
-        tuple[str | None, list[str]]: The checkpoint's path, None where there is none, and what is wrong with each file that cannot be used
-            although it is newer, or so damaged that its age is unknown.
+        tuple[str | None, list[str]]: The checkpoint's path, None where there is none, and each that was passed over, with the reason: it
+            is newer and damaged, so damaged that its age is unknown, or named by `last_checkpoint` and outside of the run's folders.
 
     Raises:
-        CheckpointError: There are checkpoints, and none of them can be used.
+        CheckpointError: There are checkpoints, and none of them can be used, or it is not known which one is the newest. Or only another
+            folder has one.
     """
-    recorded = Path(work_dir) / 'last_checkpoint'
-    last = Path(recorded.read_text(errors='replace').strip()) if recorded.is_file() else Path()
-    if last.name and last.is_dir():  # written by DeepSpeed, as a folder of many files
-        return str(last), []
-    folders = {Path(work_dir), last.parent} if last.name else {Path(work_dir)}
+    recorded, folders = recorded_checkpoint(work_dir), [str(work_dir)]
+    if out_dir is not None:
+        folders.append(own_folder(work_dir, out_dir))
+    remote = [folder for folder in folders if '://' in folder]
+    for folder in remote:
+        found = newest_remote(work_dir, folder, recorded, backend_args)
+        if found:
+            return found, []
+    found, passed_over = newest_local({os.path.realpath(folder): Path(folder) for folder in folders if folder not in remote}.values())
+    if recorded and outside(recorded, folders):
+        if not found:
+            raise CheckpointError(
+                f'{work_dir} has no checkpoint of its own, but {Path(work_dir, RECORD)} names {recorded} in another folder: go on from '
+                f'that by --resume {recorded}, copy it here, or delete {RECORD} to start from the beginning'
+            )
+        passed_over.append(f'{recorded}, which {Path(work_dir, RECORD)} names: it does not belong to this work dir, but to another one')
+    return found, passed_over
+
+
+def own_folder(work_dir, out_dir):
+    """Where mmengine's CheckpointHook with such an `out_dir` writes to."""
+    work_dir = os.path.abspath(work_dir)
+    return work_dir if out_dir == work_dir else os.path.join(out_dir, os.path.basename(work_dir))
+
+
+def recorded_checkpoint(work_dir):
+    """The path that `last_checkpoint` holds, None if it holds none; ours is relative to the work dir, mmengine's is not."""
+    try:
+        text = Path(work_dir, RECORD).read_text(errors='replace').strip()
+    except OSError:
+        return None
+    if not text or '\0' in text:
+        return None
+    return text if '://' in text else os.path.join(work_dir, text)
+
+
+def outside(checkpoint, folders):
+    """Whether a checkpoint exists and lies in none of these folders, whatever links lead there."""
+    if '://' in checkpoint:
+        return not any(checkpoint.startswith(f'{folder}/') for folder in folders)
+    return os.path.exists(checkpoint) and os.path.realpath(os.path.dirname(checkpoint)) not in map(os.path.realpath, folders)
+
+
+def newest_remote(work_dir, folder, recorded, backend_args):
+    """The newest checkpoint in a remote folder, as recorded; None where there is none."""
+    backend = get_file_backend(folder, backend_args=backend_args)
+    if recorded and not outside(recorded, (folder,)) and backend.exists(recorded):
+        return recorded
+    try:
+        there = sorted(backend.list_dir_or_file(folder, list_dir=False, suffix='.pth'))
+    except (NotImplementedError, FileNotFoundError):
+        there = []
+    if there:
+        raise CheckpointError(
+            f'{folder} holds checkpoints ({", ".join(there[-5:])}), but {Path(work_dir, RECORD)} does not tell which one is the newest: '
+            f'name it by --resume {folder}/NAME'
+        )
+    return None
+
+
+def newest_local(folders):
+    """The newest whole checkpoint in some folders, None where there is none, and what is wrong with those that cannot be used."""
     found, unusable = [], []
     for path in sorted(path for folder in folders for path in folder.glob('*.pth')):
         try:
@@ -45,8 +112,9 @@ def newest_checkpoint(work_dir):
         else:
             return str(path), unusable
     if unusable:
+        places = ' and '.join(sorted(map(str, folders)))
         raise CheckpointError(
-            f'{work_dir} holds no checkpoint to resume from: {"; ".join(unusable)}. Copy an earlier one there, or move these away'
+            f'{places} holds no checkpoint to resume from: {"; ".join(unusable)}. Copy an earlier one there, or move these away'
         )
     return None, []
 
@@ -55,10 +123,10 @@ def check_resumable(path):
     """Refuse a checkpoint from which a training cannot go on.
 
     Args:
-        path (str | Path): A file.
+        path (str | Path): A file, or a folder of pieces.
 
     Raises:
-        CheckpointError: It is damaged, or holds weights alone.
+        CheckpointError: It is damaged, incomplete, or holds weights alone.
     """
     if age_of(path) is None:
         raise CheckpointError(f'{path} holds weights alone, no state of a training: start from them by load_from or init_cfg')
@@ -67,27 +135,32 @@ def check_resumable(path):
 
 def age_of(path):
     """By what checkpoints are sorted: when they were written, and after how many iterations; None if no training can go on from it."""
-    content = read_checkpoint(path, mmap=True)
+    file = Path(path)
+    if file.is_dir():
+        pieces_of(file)  # complete as far as names and sizes tell
+        file = first_piece(file)
+    content = read_checkpoint(file, mmap=True)
     meta = content.get('meta') if isinstance(content, dict) else None
     if not isinstance(meta, dict) or 'iter' not in meta or 'optimizer' not in content:
         return None
     written = meta.get('mmcae', {}).get('written')
-    return Path(path).stat().st_mtime if written is None else written, meta['iter']
+    return file.stat().st_mtime if written is None else written, meta['iter']
 
 
 def check_whole(path):
     """Compare a checkpoint with the checksums in it, which torch.load does not.
 
     Args:
-        path (str | Path): A file of torch.save.
+        path (str | Path): A file of torch.save, or a folder of them.
 
     Raises:
-        CheckpointError: It is cut off, or some of its bytes have changed.
+        CheckpointError: It is incomplete, cut off, or some of its bytes have changed.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
-        raise damaged(Path(path), error) from error
-    if wrong:
-        raise CheckpointError(f'{path} is damaged: its part {wrong} does not have its checksum')
+    for file in pieces_of(path) if Path(path).is_dir() else [Path(path)]:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                wrong = archive.testzip()
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
+            raise damaged(file, error) from error
+        if wrong:
+            raise CheckpointError(f'{file} is damaged: its part {wrong} does not have its checksum')

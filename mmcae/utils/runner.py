@@ -9,12 +9,12 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import compat
+from .dumped_config import make_portable
 from .errors import CheckpointError, ConfigError, DataError, nearest
+from .pieces import first_piece
 
 # What each launcher leaves in the environment of the processes it starts.
 LAUNCHERS = {'auto': None, 'none': None, 'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
-# What a checkpoint that is a folder has in it: one by FSDP with state_dict_cfg='local', one by DeepSpeed.
-PIECES = ('rank0.pth', 'mp_rank_00_model_states.pt')
 # What torchrun leaves in the environment of every process.
 TORCHRUN = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'MASTER_ADDR')
 
@@ -56,7 +56,10 @@ def build_runner(cfg, launcher='none'):
         distribute_over_cpus(cfg)
     if cfg.get('runner_type') == 'FlexibleRunner':
         cfg.setdefault('env_cfg', ConfigDict())  # which Runner does by itself
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if runner.rank == 0:
+        make_portable(runner)
+    return runner
 
 
 def is_first():
@@ -155,7 +158,7 @@ def require_checkpoint(path):
         CheckpointError: With the most similar names in the same folder.
     """
     path = Path(path).expanduser() if '://' not in str(path) else None
-    if path and not path.is_file() and not any((path / piece).is_file() for piece in PIECES):
+    if path and not path.is_file() and first_piece(path) is None:
         there = [file.name for file in path.parent.glob('*.pth')] if path.parent.is_dir() else []
         raise CheckpointError(f'There is no checkpoint {path}{nearest(path.name, there)}')
 

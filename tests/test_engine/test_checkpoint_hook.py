@@ -1,9 +1,12 @@
 """What mmcae.CheckpointHook refuses; what it does is in tests/test_faults/."""
 
+import os
 import signal
 from types import SimpleNamespace
 
 import pytest
+from mmengine.fileio import FileClient, LocalBackend, register_backend
+from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 
 from mmcae.engine import CheckpointHook, EpochBasedTrainLoop
@@ -17,7 +20,7 @@ def runner(tmp_path):
     def make(loop):
         logger = SimpleNamespace(info=lambda *_: None)
         loop = loop.__new__(loop)
-        return SimpleNamespace(work_dir=str(tmp_path), train_loop=loop, logger=logger, epoch=1, iter=6, message_hub=SimpleNamespace())
+        return SimpleNamespace(work_dir=str(tmp_path), train_loop=loop, logger=logger, epoch=1, iter=6, message_hub=MessageHub('test'))
 
     return make
 
@@ -43,6 +46,75 @@ def test_files_are_written_whole_unless_the_config_names_another_way():
     assert CheckpointHook().backend_args == dict(backend='mmcae.atomic')
     assert CheckpointHook(backend_args=dict(backend='petrel')).backend_args == dict(backend='petrel')
     assert CheckpointHook(out_dir='s3://bucket/run').backend_args is None
+
+
+@pytest.mark.parametrize('metrics', ['accuracy', ['accuracy', 'f1']])
+def test_the_best_checkpoint_of_a_copied_run_is_that_of_the_copy(runner, tmp_path, metrics):
+    """mmengine deletes it when a better one comes, by the path that is in the checkpoint that the run resumed from."""
+    names = dict(best_ckpt='best_accuracy_epoch_1.pth')
+    if metrics != 'accuracy':
+        names = {f'best_ckpt_{metric}': f'best_{metric}_epoch_1.pth' for metric in metrics}
+    runner, hook = runner(EpochBasedTrainLoop), CheckpointHook(save_best=metrics, rule='greater')
+    for key, name in {**names, 'last_ckpt': 'epoch_1.pth'}.items():
+        runner.message_hub.update_info(key, f'/original/{name}')
+    hook.before_train(runner)
+    hook.restore_handlers()
+    best = [hook.best_ckpt_path] if metrics == 'accuracy' else list(hook.best_ckpt_path_dict.values())
+    assert best == [f'{tmp_path}/{name}' for name in names.values()]
+
+    saved = dict(meta={}, message_hub=runner.message_hub.state_dict())
+    runner.train_dataloader, runner.max_iters = [], 6
+    runner.train_loop.__class__ = MMEngineEpochBasedTrainLoop
+    hook.before_save_checkpoint(runner, saved)
+    info = saved['message_hub']['runtime_info']
+    assert {key: info[key] for key in names} == names and info['last_ckpt'] == 'epoch_1.pth'
+    assert runner.message_hub.get_info('last_ckpt') == f'{tmp_path}/epoch_1.pth'
+
+
+class Store(LocalBackend):
+    """A remote store: `store://a` is the folder ROOT/a."""
+
+    root = ''
+
+    def path(self, name):
+        return os.path.join(self.root, name.removeprefix('store://'))
+
+    def exists(self, filepath):
+        return super().exists(self.path(filepath))
+
+    def isdir(self, filepath):
+        return super().isdir(self.path(filepath))
+
+    def remove(self, filepath):
+        super().remove(self.path(filepath))
+
+    def list_dir_or_file(self, dir_path, **options):
+        return super().list_dir_or_file(self.path(dir_path), **options)
+
+
+@pytest.mark.parametrize('remote', [False, True])
+def test_old_recovery_checkpoints_are_deleted_and_the_newest_is_recorded(runner, tmp_path, monkeypatch, remote):
+    """By name alone in the work dir itself."""
+    for register in (register_backend, FileClient.register_backend):
+        register('store', Store, prefixes='store', force=True)
+    monkeypatch.setattr(Store, 'root', str(tmp_path))
+    folder = tmp_path / 'runs' / tmp_path.name if remote else tmp_path
+    folder.mkdir(parents=True, exist_ok=True)
+    for iteration in (4, 10, 6):
+        (folder / f'recovery_{iteration}.pth').touch()
+        os.utime(folder / f'recovery_{iteration}.pth', (iteration, iteration))
+    (folder / 'recovery_notes.txt').touch()
+    runner, hook = runner(EpochBasedTrainLoop), CheckpointHook(out_dir='store://runs' if remote else None)
+    runner.save_checkpoint = lambda out_dir, name, **_: (folder / name).touch()
+    hook.before_train(runner)
+    hook.restore_handlers()
+    runner.iter = 11
+    hook.save_recovery(runner)
+    assert sorted(path.name for path in folder.glob('recovery_*')) == ['recovery_10.pth', 'recovery_12.pth', 'recovery_notes.txt']
+    recorded = (tmp_path / 'last_checkpoint').read_text()
+    assert recorded == (f'store://runs/{tmp_path.name}/recovery_12.pth' if remote else 'recovery_12.pth')
+    hook.delete_recoveries(keep=0)
+    assert [path.name for path in folder.glob('recovery_*')] == ['recovery_notes.txt']
 
 
 def test_a_second_ctrl_c_ends_at_once(runner, monkeypatch):

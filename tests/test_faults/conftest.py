@@ -179,12 +179,15 @@ class Training:
 
 @pytest.fixture
 def start(repository, config, tmp_path):
-    """Start a training: `start('--resume', options=['train_cfg.max_epochs=4'])`; with `processes`, a list of that many over gloo."""
+    """Start a training: `start('--resume', options=['train_cfg.max_epochs=4'])`; with `processes`, a list of that many over gloo.
+
+    It writes to tmp_path/run or to `work_dir`, with '' to where the config says.
+    """
     started = []
 
     def run(*arguments, config=config, work_dir=None, options=(), processes=None, limits=()):
         tool = repository / 'tools' / 'train.py'
-        words = [config, '--work-dir', work_dir or tmp_path / 'run', *arguments]
+        words = [config, *([] if work_dir == '' else ['--work-dir', work_dir or tmp_path / 'run']), *arguments]
         words += ['--cfg-options', *options] if options else []
         port = free_port()
         trainings = []

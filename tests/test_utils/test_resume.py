@@ -1,9 +1,11 @@
 """Which checkpoint a run goes on from, whatever is wrong with the others."""
 
 import os
+import shutil
 
 import pytest
 import torch
+from mmengine.fileio import LocalBackend, register_backend
 
 from mmcae.utils.errors import CheckpointError
 from mmcae.utils.resume import check_resumable, newest_checkpoint
@@ -12,6 +14,7 @@ from mmcae.utils.resume import check_resumable, newest_checkpoint
 def save(path, iteration, written=None, **content):
     meta = dict(iter=iteration, epoch=0) | (dict(mmcae=dict(written=written)) if written else {})
     torch.save(dict(meta=meta, state_dict=dict(w=torch.arange(5000.0)), optimizer={}) | content, path)
+    return path
 
 
 @pytest.fixture
@@ -73,15 +76,106 @@ def test_other_files_are_left_alone(folder):
         check_resumable(folder / 'best_accuracy.pth')
 
 
-def test_checkpoints_in_the_folder_that_last_checkpoint_names(folder, tmp_path_factory):
-    """CheckpointHook's out_dir. The file itself may be gone or wrong."""
-    work_dir = tmp_path_factory.mktemp('work')
-    for last in (folder / 'iter_9.pth', folder / 'iter_10.pth'):
-        (work_dir / 'last_checkpoint').write_text(str(last))
-        assert newest_checkpoint(work_dir)[0] == str(folder / 'iter_9.pth')
-    for text in ('', 'iter_9.pth', '\0'):
+def test_checkpoints_in_another_folder_by_the_configs_out_dir(folder, tmp_path_factory):
+    """In which mmengine's hook gives each run a folder of the name of its work dir."""
+    work_dir = tmp_path_factory.mktemp('work') / folder.name
+    work_dir.mkdir()
+    assert newest_checkpoint(work_dir, out_dir=str(folder.parent)) == (str(folder / 'iter_9.pth'), [])
+    assert newest_checkpoint(work_dir) == (None, [])
+    save(work_dir / 'epoch_1.pth', 6, written=103.0)  # before out_dir was set, or after it was removed
+    assert newest_checkpoint(work_dir, out_dir=str(folder.parent))[0] == str(work_dir / 'epoch_1.pth')
+
+
+@pytest.fixture
+def copied(folder, tmp_path_factory):
+    """A copy of the folder with mmengine's absolute path in it; the original has gone on."""
+    copy = tmp_path_factory.mktemp('work') / 'copy'
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_9.pth'))
+    shutil.copytree(folder, copy)
+    save(folder / 'iter_12.pth', 12, written=110.0)
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_12.pth'))
+    return copy
+
+
+def test_a_copied_folder_goes_on_from_its_own(folder, copied):
+    found, passed_over = newest_checkpoint(copied)
+    assert found == str(copied / 'iter_9.pth')
+    assert len(passed_over) == 1 and passed_over[0].startswith(f'{folder}/iter_9.pth, which {copied}/last_checkpoint names: it does not')
+    assert newest_checkpoint(folder) == (str(folder / 'iter_12.pth'), [])
+
+
+def test_a_moved_folder_and_one_behind_a_link(folder, copied, tmp_path_factory, monkeypatch):
+    """Nothing is passed over there: what last_checkpoint names is gone, or the same folder under another name."""
+    moved = copied.rename(copied.with_name('moved'))
+    (moved / 'last_checkpoint').write_text(str(copied / 'iter_9.pth'))
+    assert newest_checkpoint(moved) == (str(moved / 'iter_9.pth'), [])
+    link = tmp_path_factory.mktemp('links') / 'run'
+    link.symlink_to(folder)
+    assert newest_checkpoint(link) == (str(link / 'iter_12.pth'), [])
+    monkeypatch.chdir(folder.parent)
+    assert newest_checkpoint(folder.name) == (f'{folder.name}/iter_12.pth', [])
+    (folder / 'last_checkpoint').write_text('iter_9.pth')  # ours, relative; a checkpoint linked into the folder belongs to it
+    (folder / 'iter_20.pth').symlink_to(save(moved / 'iter_20.pth', 20, written=200.0))
+    assert newest_checkpoint(folder) == (str(folder / 'iter_20.pth'), [])
+
+
+def test_only_another_folder_has_a_checkpoint(folder, tmp_path):
+    (tmp_path / 'copy').mkdir()
+    (tmp_path / 'copy' / 'last_checkpoint').write_text(str(folder / 'iter_9.pth'))
+    with pytest.raises(CheckpointError, match=rf'has no checkpoint of its own.*--resume {folder}/iter_9.pth.*delete last_checkpoint'):
+        newest_checkpoint(tmp_path / 'copy')
+
+
+def test_records_without_a_meaning(folder):
+    for text in ('', 'iter_9.pth', 'iter_1.pth', '/gone/iter_9.pth', '\0', 'a\nb'):
         (folder / 'last_checkpoint').write_text(text)
-        assert newest_checkpoint(folder)[0] == str(folder / 'iter_9.pth')
+        assert newest_checkpoint(folder) == (str(folder / 'iter_9.pth'), [])
+    (folder / 'last_checkpoint').write_bytes(b'\xff\xfe')
+    assert newest_checkpoint(folder) == (str(folder / 'iter_9.pth'), [])
+
+
+class Bucket(LocalBackend):
+    """A remote store: `bucket://runs/a` is the folder $BUCKET/runs/a."""
+
+    root = None
+
+    def path(self, name):
+        return str(self.root / name.removeprefix('bucket://'))
+
+    def exists(self, filepath):
+        return super().exists(self.path(filepath))
+
+    def list_dir_or_file(self, dir_path, **options):
+        return super().list_dir_or_file(self.path(dir_path), **options)
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    register_backend('bucket', Bucket, prefixes='bucket', force=True)
+    Bucket.root = tmp_path / 'bucket'
+    (Bucket.root / 'runs/a').mkdir(parents=True)
+    return Bucket.root / 'runs'
+
+
+def test_a_remote_folder(bucket, tmp_path):
+    """There last_checkpoint alone tells which one is the newest; without it no training starts over the remains of another."""
+    run = tmp_path / 'a'
+    run.mkdir()
+    assert newest_checkpoint(run, 'bucket://runs') == (None, [])
+    assert newest_checkpoint(run, 'bucket://absent') == (None, [])
+    for name in ('epoch_1.pth', 'recovery_8.pth'):
+        (bucket / 'a' / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r'bucket://runs/a holds checkpoints \(epoch_1.pth, recovery_8.pth\).*--resume bucket://runs/a'
+    ):
+        newest_checkpoint(run, 'bucket://runs')
+    (run / 'last_checkpoint').write_text('bucket://runs/a/recovery_8.pth')
+    assert newest_checkpoint(run, 'bucket://runs') == ('bucket://runs/a/recovery_8.pth', [])
+    run = run.rename(tmp_path / 'b')  # whose remote folder would be another
+    with pytest.raises(CheckpointError, match='bucket://runs/a/recovery_8.pth in another folder'):
+        newest_checkpoint(run, 'bucket://runs')
+    save(run / 'epoch_1.pth', 6)
+    assert newest_checkpoint(run, 'bucket://runs')[0] == str(run / 'epoch_1.pth')
 
 
 def test_nothing_there(tmp_path):

@@ -1,18 +1,22 @@
 """Save so that nothing is lost: whole files, every so many iterations, and when the machine asks to stop."""
 
+import fnmatch
+import os
 import signal
 import threading
 import time
+from collections import deque
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, barrier, is_main_process
+from mmengine.dist import all_gather_object, all_reduce, barrier, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from ...registry import HOOKS
-from ...utils import atomic_files  # noqa: F401  (registers the backend)
+from ...utils.atomic_files import AtomicBackend
 from ...utils.errors import CheckpointError, ConfigError
+from ...utils.resume import RECORD
 from ..loops import ExactLoop
 from ..reconcile import reconcile
 
@@ -65,6 +69,8 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def before_train(self, runner):
         super().before_train(runner)
+        self.adopt_best(runner)
+        self.recoveries = deque(self.earlier_recoveries())
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ExactLoop):
             raise ConfigError(
@@ -98,13 +104,13 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_train(self, runner):
         super().after_train(runner)
         self.restore_handlers()
-        if self.saved == runner.iter and is_main_process():  # an ordinary checkpoint holds the end
-            for path in self.recoveries():
-                path.unlink()
+        if self.saved == runner.iter:  # an ordinary checkpoint holds the end
+            self.delete_recoveries(keep=0)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         super()._save_checkpoint_with_step(runner, step, meta)
         self.saved = meta['iter']
+        self.record(runner, self.last_ckpt)
 
     def save_recovery(self, runner):
         """Save what --resume needs, within an epoch or not."""
@@ -112,15 +118,50 @@ class CheckpointHook(MMEngineCheckpointHook):
         name = RECOVERY.format(meta['iter'])
         runner.save_checkpoint(self.out_dir, name, meta=meta, by_epoch=False, backend_args=self.backend_args)
         self.saved = meta['iter']
-        if is_main_process():
-            for path in self.recoveries()[:-KEPT]:
-                path.unlink()
+        self.record(runner, self.file_backend.join_path(self.out_dir, name))
+        self.recoveries.append(name)
+        self.delete_recoveries(keep=KEPT)
 
-    def recoveries(self):
-        """The recovery checkpoints in the folder, the newest last; none where the folder is a remote one."""
-        if '://' in str(self.out_dir):
+    def earlier_recoveries(self):
+        """The recovery checkpoints in the folder, the newest last: in the order they were written, in a remote folder by iteration."""
+        if '://' not in str(self.out_dir):
+            found = Path(self.out_dir).glob(RECOVERY.format('*'))
+            return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+        try:
+            names = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False, suffix='.pth')
+            return sorted(fnmatch.filter(names, RECOVERY.format('*')), key=lambda name: (len(name), name))
+        except (NotImplementedError, FileNotFoundError):
             return []
-        return sorted(Path(self.out_dir).glob(RECOVERY.format('*')), key=lambda path: path.stat().st_mtime_ns)
+
+    @master_only
+    def delete_recoveries(self, keep):
+        """Delete all but the newest."""
+        while len(self.recoveries) > keep:
+            path = self.file_backend.join_path(self.out_dir, self.recoveries.popleft())
+            if self.file_backend.isdir(path):  # one with a piece for each process
+                self.file_backend.rmtree(path)
+            elif self.file_backend.exists(path):
+                self.file_backend.remove(path)
+
+    # ---------------------------------------------------------------- names that hold wherever the folder is
+
+    @master_only
+    def record(self, runner, path):
+        """Write which checkpoint is the newest; in the work dir itself by its name alone, so that a copy of the folder has its own."""
+        if '://' not in path:
+            path = os.path.relpath(path, runner.work_dir) if self.out_dir == runner.work_dir else os.path.abspath(path)
+        AtomicBackend().put_text(path, Path(runner.work_dir) / RECORD)
+
+    def adopt_best(self, runner):
+        """Where the best checkpoint was saved in another folder, look for it in this one: mmengine deletes it when a better one comes."""
+        info = runner.message_hub.runtime_info
+        for name in [name for name in info if is_path(name)]:
+            path = self.file_backend.join_path(self.out_dir, os.path.basename(info[name]))
+            runner.message_hub.update_info(name, path)
+            if name == 'best_ckpt':
+                self.best_ckpt_path = path
+            elif name != 'last_ckpt' and hasattr(self, 'best_ckpt_path_dict'):
+                self.best_ckpt_path_dict[name.removeprefix('best_ckpt_')] = path
 
     def before_save_checkpoint(self, runner, checkpoint):
         loop = runner.train_loop
@@ -128,6 +169,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         if isinstance(loop, ExactLoop):
             record['seed'] = loop.seed
         checkpoint['meta']['mmcae'] = record
+        info = checkpoint['message_hub']['runtime_info']
+        info.update({name: os.path.basename(path) for name, path in info.items() if is_path(name)})
 
     def after_load_checkpoint(self, runner, checkpoint):
         if runner._resume:
@@ -163,3 +206,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers = {}
+
+
+def is_path(name):
+    """Whether mmengine's message hub has the path of a checkpoint under a name."""
+    return name in ('last_ckpt', 'best_ckpt') or name.startswith('best_ckpt_')
