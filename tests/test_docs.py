@@ -123,6 +123,26 @@ def test_a_tokenizer_of_ones_own_fits_its_target_file():
     assert target.token_size == 2 ** len(tokenizer.model.channels)
 
 
+def test_script_of_the_histology_page(tmp_path):
+    """As it stands there, on few tiles and with an encoder that was not trained."""
+    import torch
+
+    from mmcae.checkpoints import to_timm, write_state_dict
+    from mmcae.models import CAEViT
+
+    tiles = [ROOT / 'tools/dataset_converters/make_tissue_tiles.py', '--out', 'data/tissue', '--tiles', '150', '--workers', '1']
+    subprocess.run([sys.executable, *tiles], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    torch.manual_seed(0)
+    encoder = CAEViT('tiny', img_size=64).state_dict()
+    write_state_dict(tmp_path / 'encoder.safetensors', to_timm({f'backbone.{key}': value for key, value in encoder.items()}, 'avg'))
+    (script,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/histology.md').read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    if 'operator torchvision::nms does not exist' in done.stderr:
+        pytest.skip('torchvision does not fit torch in this environment: python tools/fit_torchvision.py')
+    assert done.returncode == 0, done.stderr
+    assert 0.2 < float(done.stdout) <= 1
+
+
 @pytest.mark.parametrize(
     'command, problem',
     [

@@ -2,7 +2,8 @@
 
 `make demo` and `make test` call this; `python tools/build_env.py --help` tells what can be changed. It runs on the machine's
 bare Python, so it uses the standard library only. The recipe is the tested one: torch as pip offers it on this machine
-(CPU or CUDA), then mmcv compiled from its source package against exactly that torch, then the rest, then mmcae itself.
+(CPU or CUDA), a torchvision that fits it, then mmcv compiled from its source package against exactly that torch, then the rest, then mmcae
+itself.
 
 The compiled mmcv is kept as a wheel in `$MMCAE_CACHE` (default: `~/.cache/mmcae`), in a folder named after Python, torch and platform,
 because pip's own cache does not know which torch a wheel was compiled against. pip is called as it is: its configuration files and
@@ -83,6 +84,7 @@ class Environment:
         return [
             ('virtual environment', 'seconds', self.create),
             ('torch', 'half a minute, longer for a CUDA build', lambda: self.pip('-r', REQUIREMENTS / 'build.txt')),
+            ('torchvision', 'seconds', self.install_torchvision),
             ('mmengine', 'seconds', lambda: self.pip('mmengine')),
             ('mmcv, compiled from source', 'about 6 minutes on 2 cores, seconds when cached', self.install_mmcv),
             ('mmdet, mmsegmentation, mmpretrain, timm and the rest', 'half a minute', self.install_the_rest),
@@ -164,6 +166,11 @@ class Environment:
                 old.unlink(missing_ok=True)
         venv.EnvBuilder(with_pip=True).create(self.path)
 
+    def install_torchvision(self):
+        """The one for this torch; tools/fit_torchvision.py looks whether pip has found it, and helps where it has not."""
+        self.pip('torchvision')
+        self.run(ROOT / 'tools' / 'fit_torchvision.py', '--wheels', self.wheel_shelf())
+
     def install_the_rest(self):
         """Everything that needs no compiling."""
         self.pip('-r', REQUIREMENTS / 'openmmlab.txt', '-r', REQUIREMENTS / 'runtime.txt', '-r', REQUIREMENTS / 'tests.txt')
@@ -229,8 +236,11 @@ class Environment:
         self.pip_command('install', '-c', CONSTRAINTS, *arguments)
 
     def pip_command(self, *arguments, environment=None):
-        """Run pip, its full output in the log, its progress on the screen; stop with the log's tail if it fails."""
-        command = [str(part) for part in (self.python, '-m', 'pip', *arguments)]
+        self.run('-m', 'pip', *arguments, environment=environment)
+
+    def run(self, *arguments, environment=None):
+        """Run the environment's Python, its full output in the log, its progress on the screen; stop with the log's tail if it fails."""
+        command = [str(part) for part in (self.python, *arguments)]
         began, shown = time.time(), 0.0
         live, tail = sys.stdout.isatty(), []
         with open(self.log, 'a', buffering=1) as log:  # line by line: whatever kills this, the log is whole

@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-# Called as `python -m pip ...` or `python -c ...`; FAIL names a word in the arguments at which it fails, HANG one at which it hangs.
+# Called as `python -m pip ...`, `python -c ...` or `python tools/fit_torchvision.py ...`; FAIL names a word in the arguments at which it
+# fails, HANG one at which it hangs.
 STAND_IN = """#!/usr/bin/env bash
 if [ "$1" = -c ]; then
     case "$2" in
@@ -22,7 +23,7 @@ if [ "$1" = -c ]; then
     esac
     exit 0
 fi
-shift 2
+[ "$1" = -m ] && shift 2
 echo "$*" >> "$CALLS"
 echo "Collecting something"
 case "$*" in *"${FAIL:-nothing-fails}"*) echo "no such package"; exit 1;; esac
@@ -76,12 +77,15 @@ def environment(build_env, tmp_path, monkeypatch):
 def test_builds_everything_once(environment, build_env, capsys):
     environment.build()
     calls = environment.calls()
-    assert [call.split()[0] for call in calls] == ['install', 'install', 'download', 'wheel', 'install', 'install', 'install']
+    fit = f'{build_env.ROOT / "tools" / "fit_torchvision.py"} --wheels {environment.wheel_shelf()}'
+    assert calls[1].endswith(' torchvision') and calls[2] == fit
+    verbs = [call.split()[0] for call in calls if call != fit]
+    assert verbs == ['install', 'install', 'install', 'download', 'wheel', 'install', 'install', 'install']
     assert all(f'-c {build_env.CONSTRAINTS}' in call for call in calls if call.startswith(('install', 'download')))
-    assert '--no-build-isolation' in calls[3] and str(environment.wheel_shelf()) in calls[4]
+    assert '--no-build-isolation' in calls[5] and str(environment.wheel_shelf()) in calls[6]
     assert calls[-1].endswith(f'-e {build_env.ROOT}')
     printed = capsys.readouterr().out
-    assert '[4/6] mmcv, compiled from source (about 6 minutes' in printed and 'Environment ready' in printed
+    assert '[5/7] mmcv, compiled from source (about 6 minutes' in printed and 'Environment ready' in printed
     assert '[2/2] c++ b.cpp' in environment.log.read_text()
 
     assert environment.is_complete()
@@ -117,7 +121,7 @@ def test_failure_shows_the_end_of_the_output_and_the_next_run_goes_on(environmen
     monkeypatch.delenv('FAIL')
     environment.build()
     verbs = [call.split()[0] for call in environment.calls()]
-    # Neither torch and mmengine nor the source package again.
+    # Neither torch, torchvision and mmengine nor the source package again.
     assert verbs == ['wheel', 'install', 'install', 'install']
 
 
@@ -127,7 +131,7 @@ def test_changed_requirements_are_gone_through_again(environment, monkeypatch):
     monkeypatch.setattr(environment, 'fingerprint', lambda: 'changed')
     assert not environment.is_complete()
     environment.build()
-    assert len(environment.calls()) == 5  # the wheel is there
+    assert len(environment.calls()) == 7  # the wheel is there
     assert environment.is_complete()
 
 
@@ -194,7 +198,7 @@ def test_killed_build_goes_on(build_env, environment, repository, tmp_path, kill
     assert json.loads(environment.record.read_text())['steps'] == ['virtual environment']
     environment.calls()
     environment.build()
-    assert environment.is_complete() and len(environment.calls()) == 7
+    assert environment.is_complete() and len(environment.calls()) == 9
 
 
 def test_second_build_waits_for_the_first(environment, build_env, tmp_path, repository):
