@@ -51,7 +51,9 @@ def nearest(name, known, prefix='; did you mean '):
     Returns:
         str: Such as "; did you mean 'backbone'?".
     """
-    matches = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    known = list(known)
+    matches = [other for other in known if other.strip().casefold() == name.strip().casefold()]
+    matches = matches or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f'{prefix}{" or ".join(map(repr, matches))}?' if matches else ''
 
 

@@ -131,6 +131,7 @@ def test_another_format(coco, dataset, content, found):
     ('classes', 'message'),
     [
         (('cat', 'Dog'), r"no category 'Dog'; did you mean 'dog'\? \(1 of 2 classes are missing\)"),
+        (('CAT', 'dog'), r"no category 'CAT'; did you mean 'cat'\?"),
         (('person', 'car'), r"no category 'person' \(2 of 2 .*It has 'cat', 'dog'.*metainfo=dict\(classes"),
         (('dog', 'cat'), "another order than the classes, or one twice: 'cat', 'dog', but metainfo.classes is 'dog', 'cat'"),
     ],
@@ -155,7 +156,7 @@ def test_a_category_twice(coco, dataset):
         (dict(segmentation=[]), 'annotation 1 has no `segmentation`'),
         (dict(segmentation=dict(size=[80, 64], counts=[64 * 80])), r'a mask of \(height, width\) \[80, 64\], but its image has \[64, 80\]'),
         (dict(image_id=7), 'annotation 1 belongs to image 7, and there is no image with this id'),
-        (dict(category_id='1'), "annotation 1 has the category '1', and there is no category with this id"),
+        (dict(category_id=7), 'annotation 1 has the category 7, and there is no category with this id'),
     ],
 )
 def test_broken_annotations(coco, dataset, coco_object, changes, message):

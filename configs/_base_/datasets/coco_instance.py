@@ -85,5 +85,5 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + val_annotations, metric=['bbox', 'segm'])
+val_evaluator = dict(type='mmcae.CocoMetric', ann_file=data_root + val_annotations, metric=['bbox', 'segm'])
 test_evaluator = val_evaluator

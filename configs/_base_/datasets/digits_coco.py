@@ -63,5 +63,5 @@ test_dataloader = dict(
     dataset=dict(pipeline=test_pipeline, **test_split, **scenes),
     **workers,
 )
-val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/scenes96_val.json', metric=['bbox', 'segm'])
-test_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/scenes96_test.json', metric=['bbox', 'segm'])
+val_evaluator = dict(type='mmcae.CocoMetric', ann_file=data_root + 'annotations/scenes96_val.json', metric=['bbox', 'segm'])
+test_evaluator = dict(type='mmcae.CocoMetric', ann_file=data_root + 'annotations/scenes96_test.json', metric=['bbox', 'segm'])

@@ -1,35 +1,44 @@
-"""Stop a detection run whose model has other classes than its data."""
+"""Stop a detection run whose model has other classes than its data, or whose data cannot be learnt from or scored."""
 
 from mmengine.hooks import Hook
 
 from ...registry import HOOKS
-from ...utils.errors import ConfigError
+from ...utils.errors import ConfigError, DataError
 
 
 @HOOKS.register_module()
 class CheckDetector(Hook):
-    """Compare the number of classes of all heads of a detector with the data sets, before anything is trained or tested.
+    """Compare the classes of all heads of a detector with the data sets, and look for objects, before anything is trained or tested.
 
-    Without it a class too few in the model is an assertion inside the loss, and one too many an index error while scoring, or nothing.
+    Without it a class too few in the model is an assertion inside the loss, and one too many an index error while scoring, or nothing;
+    and a training without objects ends with losses of 0. Data of the validation are looked at before the training too.
 
     Raises:
-        ConfigError: They differ.
+        ConfigError: The numbers of classes differ; or mmdet's own CocoMetric would score annotations with the id 0.
+        DataError: No image of the training has an object.
     """
 
     priority = 'VERY_HIGH'
 
     def before_train(self, runner):
-        self.check(runner, 'train_dataloader')
+        dataset = runner.train_dataloader.dataset
+        self.check_classes(runner, dataset, 'train_dataloader')
+        if not any(has_object(dataset.get_data_info(i)) for i in range(len(dataset))):
+            raise DataError(f'train_dataloader: none of its {len(dataset)} images has an object to learn from')
+        if runner.val_loop is not None:
+            self.before_val(runner)
 
     def before_val(self, runner):
-        self.check(runner, 'val_dataloader')
+        self.check_classes(runner, runner.val_dataloader.dataset, 'val_dataloader')
+        self.check_metrics(runner.val_evaluator, 'val_evaluator')
 
     def before_test(self, runner):
-        self.check(runner, 'test_dataloader')
+        self.check_classes(runner, runner.test_dataloader.dataset, 'test_dataloader')
+        self.check_metrics(runner.test_evaluator, 'test_evaluator')
 
-    def check(self, runner, name: str):
+    def check_classes(self, runner, dataset, name: str):
         """Compare the model with the data set of one dataloader."""
-        classes = getattr(runner, name).dataset.metainfo['classes']
+        classes = dataset.metainfo['classes']
         for path, module in runner.model.named_modules():
             path = path.removeprefix('module.')  # of distributed training and test-time augmentation
             # The region proposal network tells objects from background and has one class whatever the data.
@@ -38,3 +47,18 @@ class CheckDetector(Hook):
                     f'{name}: the data set has {len(classes)} classes ({", ".join(classes[:3])} ...), but {path} was made for '
                     f'{module.num_classes}: set model.{path}.num_classes={len(classes)}, or metainfo=dict(classes=(...)) of the data set'
                 )
+
+    def check_metrics(self, evaluator, name: str):
+        """Refuse what COCO's code would score wrongly: it takes the annotation of the id 0 for missed, however well it was found."""
+        for metric in evaluator.metrics:
+            coco = getattr(metric, '_coco_api', None)
+            if coco is not None and 0 in coco.anns:
+                raise ConfigError(
+                    f'{name}: the annotation file has an annotation with the id 0, which {type(metric).__name__} takes for missed: set '
+                    f"{name}.type='mmcae.CocoMetric'"
+                )
+
+
+def has_object(info: dict) -> bool:
+    """Whether an image has an object that is not to be ignored; data sets that do not tell have one."""
+    return any(not instance.get('ignore_flag', 0) for instance in info['instances']) if 'instances' in info else True

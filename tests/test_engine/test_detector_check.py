@@ -1,0 +1,63 @@
+"""CheckDetector: classes, objects and annotation ids that would spoil a run without a word."""
+
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+from mmcae.engine.hooks import CheckDetector
+from mmcae.utils.errors import ConfigError, DataError
+
+
+class Data(list):
+    metainfo = dict(classes=('cat', 'dog'))
+    get_data_info = list.__getitem__
+
+
+def image(*flags):
+    return dict(instances=[dict(ignore_flag=flag) for flag in flags])
+
+
+def run(*images, ids=(1, 2), number=2):
+    """A run as far as the hook looks at it."""
+    model = nn.Module()
+    model.head = nn.Module()
+    model.head.num_classes = number
+    metric = SimpleNamespace(_coco_api=SimpleNamespace(anns=dict.fromkeys(ids)))
+    loader, evaluator = SimpleNamespace(dataset=Data(images)), SimpleNamespace(metrics=[SimpleNamespace(), metric])
+    return SimpleNamespace(
+        model=model,
+        train_dataloader=loader,
+        val_dataloader=loader,
+        test_dataloader=loader,
+        val_loop=True,
+        val_evaluator=evaluator,
+        test_evaluator=evaluator,
+    )
+
+
+def stages(hook):
+    return hook.before_train, hook.before_val, hook.before_test
+
+
+def test_right_runs_pass():
+    for stage in stages(CheckDetector()):
+        stage(run(image(), image(1), image(1, 0)))
+        stage(run(dict(img_path='data sets that do not tell')))
+
+
+def test_other_classes():
+    for stage in stages(CheckDetector()):
+        with pytest.raises(ConfigError, match='the data set has 2 classes .*head was made for 3'):
+            stage(run(image(0), number=3))
+
+
+def test_no_object_to_learn_from():
+    with pytest.raises(DataError, match='train_dataloader: none of its 2 images has an object'):
+        CheckDetector().before_train(run(image(), image(1)))
+
+
+def test_the_id_0():
+    for stage in stages(CheckDetector()):
+        with pytest.raises(ConfigError, match=r"evaluator: the annotation file has an annotation with the id 0.*type='mmcae\.CocoMetric'"):
+            stage(run(image(0), ids=(0, 1)))
