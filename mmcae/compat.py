@@ -20,7 +20,6 @@ import pickle
 import re
 import sys
 import time
-from contextlib import contextmanager
 from unittest import mock
 
 from .utils.errors import DependencyError
@@ -194,29 +193,6 @@ def import_mmpretrain():
         importlib.import_module('mmpretrain.models')
     finally:
         del sys.modules['mmdet']
-
-
-# ---------------------------------------------------------------- config files that are changed while they are read
-
-
-@contextmanager
-def rewritten_configs(rewrite):
-    """Have mmengine execute other code than stands in the config files, while the context lasts.
-
-    mmengine has no hook for it. It parses every file of the chain of bases, has `_base_` removed by a transformer, and executes the rest;
-    the transformer is where others can join in. Files that use `with read_base()` and files that are no Python go other ways.
-
-    Args:
-        rewrite (Callable[[ast.Module], ast.Module]): Gets the code of one file after the other, bases first, without `_base_`.
-    """
-    from mmengine.config import config as mmengine_config
-
-    class Rewriter(mmengine_config.RemoveAssignFromAST):
-        def visit_Module(self, node):
-            return rewrite(self.generic_visit(node))
-
-    with mock.patch.object(mmengine_config, 'RemoveAssignFromAST', Rewriter):
-        yield
 
 
 # ---------------------------------------------------------------- checkpoints that cannot run code

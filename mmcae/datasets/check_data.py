@@ -1,13 +1,18 @@
 """Stop with one clear message where the data a config names is not there, before anything is built."""
 
+import os
+
 from mmengine.fileio import exists, join_path
 from mmengine.utils import is_abs
 
 from ..utils.errors import DataError
+from ..utils.text_files import read_pickle, read_yaml
+
+READERS = {'.yaml': read_yaml, '.yml': read_yaml, '.pkl': read_pickle, '.pickle': read_pickle}
 
 
 def check_data(cfg, splits=('train', 'val', 'test')):
-    """Check that all folders and annotation files that a config reads exist.
+    """Check that all folders and annotation files that a config reads exist, and that those in YAML or pickle are data alone.
 
     Looks through ``{split}_dataloader.dataset`` of the config, wrapped data sets included. The message ends with the config's
     ``data_preparation``, a sentence that says how to get the data; every file in ``configs/_base_/datasets/`` has one.
@@ -17,7 +22,7 @@ def check_data(cfg, splits=('train', 'val', 'test')):
         splits (Sequence[str]): Which dataloaders will be used. Defaults to all three.
 
     Raises:
-        DataError: Names the first path that is missing and how to prepare it.
+        DataError: Names the first path that is missing and how to prepare it, or the first file that would run code when it is loaded.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader') or {}
@@ -25,6 +30,9 @@ def check_data(cfg, splits=('train', 'val', 'test')):
             if not exists(path):
                 hint = cfg.get('data_preparation') or 'Set data_root in the config to where the data is.'
                 raise DataError(f'{path} does not exist, but {split}_dataloader reads it. {hint}')
+            read = READERS.get(os.path.splitext(path)[1])
+            if read and os.path.isfile(path):
+                read(path)
 
 
 def _paths(dataset):

@@ -8,6 +8,7 @@ from mmengine.logging import print_log
 
 from ..registry import DATASETS
 from ..utils.errors import DataError
+from ..utils.text_files import read_bytes
 from .bad_files import ReplaceBadFiles
 from .folder_index import folder_index, left_out
 
@@ -68,10 +69,9 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
     def listed(self):
         """The same from the list."""
         try:
-            with open(self.ann_file, 'rb') as file:
-                paths = [line.rstrip(b'\r\n') for line in file if line.strip()]
-        except OSError as error:
-            raise DataError(f'The list {self.ann_file} cannot be read: {error.strerror}. Set ann_file to a text file of paths') from error
+            paths = [line for line in read_bytes(self.ann_file).splitlines() if line.strip()]
+        except DataError as error:
+            raise DataError(f'The list {error}. Set ann_file to a text file of paths') from error
         if not paths:
             raise DataError(f'The list {self.ann_file} is empty: write one path per line, relative to {self.folder} or absolute')
         first = os.path.join(self.folder, os.fsdecode(paths[0]))

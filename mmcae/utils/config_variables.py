@@ -14,10 +14,10 @@ What to know about it:
 
 import ast
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from .. import compat
+from mmengine.config import Config, ConfigDict
+
 from .errors import ConfigError
 
 
@@ -28,6 +28,8 @@ class Assignments:
     Args:
         values: By name, or by dotted key for a part of a variable.
     """
+
+    FUNCTION = '__assign__'  # what the code of the config files calls :meth:`apply` by
 
     values: dict
     found: set = field(default_factory=set)
@@ -40,7 +42,7 @@ class Assignments:
             body.append(statement)
             for name in sorted(names & bound_names(statement)):
                 self.found.add(name)
-                code = f'if {name!r} in globals(): {name} = __import__({__name__!r}, fromlist=["changed"]).changed({name!r}, {name})'
+                code = f'if {name!r} in globals(): {name} = {self.FUNCTION}({name!r}, {name})'
                 body += [ast.copy_location(node, statement) for node in ast.parse(code).body]
         module.body = body
         return ast.fix_missing_locations(module)
@@ -51,7 +53,7 @@ class Assignments:
         for key, new in self.values.items():
             variable, _, rest = key.partition('.')
             if variable == name:
-                value = replaced(value, rest.split('.'), new, key) if rest else like(old, new)
+                value = replaced(value, rest.split('.'), new, key) if rest else merged(old, new)
         return value
 
 
@@ -68,8 +70,14 @@ def bound_names(statement: ast.stmt) -> set[str]:
     return names
 
 
-def like(old, new):
-    """`new` with the slash at its end that `old` had."""
+def merged(old, new):
+    """The value that comes of putting `new` in the place of `old`.
+
+    Of two dicts the new one changes those parts of the old that it names, unless it has `_delete_=True`, as between a config and its base.
+    A text gets the slash at its end that the old one had.
+    """
+    if isinstance(old, dict) and isinstance(new, dict):
+        return Config._merge_a_into_b({'_': new}, {'_': ConfigDict(old)})['_']
     both = isinstance(old, str) and isinstance(new, str)
     return new + '/' if both and old.endswith('/') and new and not new.endswith('/') else new
 
@@ -77,46 +85,27 @@ def like(old, new):
 def replaced(value, path: list[str], new, key: str):
     """A copy of a nested value with one part exchanged.
 
+    Args:
+        value: A dict, list or tuple.
+        path: Names and numbers of the part.
+        new: See :func:`merged`. True for a part `_delete_` empties the dict that it is in.
+        key: The path as the user wrote it, for messages.
+
     Raises:
         ConfigError: There is no such part.
     """
-    value = copy.copy(value)
-    part = path[0]
+    part, rest = path[0], path[1:]
     if isinstance(value, list | tuple):
         if not part.isdigit() or int(part) >= len(value):
             raise ConfigError(f"--cfg-options {key}: '{part}' is no number below {len(value)}, the length of the list there")
         items = list(value)
-        items[int(part)] = replaced(items[int(part)], path[1:], new, key) if path[1:] else like(items[int(part)], new)
+        items[int(part)] = replaced(items[int(part)], rest, new, key) if rest else merged(items[int(part)], new)
         return type(value)(items)
     if isinstance(value, dict):
-        old = value.get(part, {})
-        value[part] = replaced(old, path[1:], new, key) if path[1:] else like(old, new)
+        if part == '_delete_':
+            return ConfigDict() if new else value
+        value = copy.copy(value)
+        old = value.get(part)
+        value[part] = replaced(ConfigDict() if old is None else old, rest, new, key) if rest else merged(old, new)
         return value
     raise ConfigError(f'--cfg-options {key}: {value!r} has no part {part!r}')
-
-
-_current: list[Assignments] = []  # what the code of the config files, which is executed far from here, asks for
-
-
-@contextmanager
-def assigning(values: dict):
-    """Read config files with other values of their variables, while the context lasts.
-
-    Args:
-        values (dict[str, Any]): By name, or by dotted key.
-
-    Yields:
-        Assignments: To see which names were found.
-    """
-    assignments = Assignments(values)
-    _current.append(assignments)
-    try:
-        with compat.rewritten_configs(assignments.rewrite):
-            yield assignments
-    finally:
-        _current.pop()
-
-
-def changed(name: str, old):
-    """The new value of a variable; the code of a config file calls it."""
-    return _current[-1].apply(name, old)

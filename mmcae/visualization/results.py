@@ -1,11 +1,11 @@
 """Tables of results: figures of several runs summed up, as JSON for machines and as a table for people."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..utils.errors import DataError
+from ..utils.text_files import read_json
 
 # In the order of the tables' rows and columns.
 ENCODERS = {
@@ -51,16 +51,16 @@ def read_results(path: str | Path) -> Results:
     """Results from a JSON file, checked.
 
     Raises:
-        DataError: It has another form.
+        DataError: It cannot be read, or has another form.
     """
     try:
-        results = json.loads(Path(path).read_text())
+        results = read_json(path)
         for encoder, by_protocol in results.items():
             for protocol, entry in by_protocol.items():
                 known = encoder in ENCODERS and protocol in PROTOCOLS
                 if not known or set(entry) != {'mean', 'std', 'n'} or not 0 <= entry['mean'] <= 1:
                     raise DataError(f'{path}: {encoder}.{protocol} is {entry}, not a result of a known encoder and protocol')
-    except (json.JSONDecodeError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError) as error:
         raise DataError(f'{path} holds no results: {error}') from error
     return results
 

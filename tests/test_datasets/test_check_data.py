@@ -55,3 +55,13 @@ def test_only_the_dataloaders_in_use_are_checked(tmp_path):
 
 def test_dataloaders_that_are_switched_off_are_fine(tmp_path):
     check_data(Config(dict(train_dataloader=dict(dataset=dict(data_root=str(tmp_path))), val_dataloader=None)))
+
+
+@pytest.mark.parametrize('name', ['a.yaml', 'a.yml', 'a.pkl', 'a.pickle'])
+def test_annotations_that_would_run_code(tmp_path, name):
+    mark = tmp_path / 'code-was-run'
+    pickled, tagged = b"cposix\nsystem\n(S'touch %s'\ntR." % bytes(mark), b"!!python/object/apply:os.system ['touch %s']" % bytes(mark)
+    (tmp_path / name).write_bytes(pickled if name.startswith('a.p') else tagged)
+    with pytest.raises(DataError, match=rf'{name}.* refused'):
+        check_data(config(tmp_path, ann_file=name))
+    assert not mark.exists()

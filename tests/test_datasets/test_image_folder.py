@@ -118,7 +118,7 @@ def test_a_list_of_files(image_folder, tmp_path):
     assert names(dataset) == [f'{root}/cat/001.png', absolute, f'{root}/cat/gone.png']
     ((path, reason),) = dataset[2]['data_samples'].bad_files
     assert path.endswith('gone.png') and 'does not exist' in reason
-    (tmp_path / 'elsewhere.txt').write_text('001.png\n')
+    (tmp_path / 'elsewhere.txt').write_bytes(b'\xef\xbb\xbf001.png\n')  # as Windows programs save it
     assert names(build(data_root=str(root), data_prefix='cat', ann_file=str(tmp_path / 'elsewhere.txt'))) == [f'{root}/cat/001.png']
 
 
@@ -132,6 +132,7 @@ def test_a_list_of_files(image_folder, tmp_path):
             r'documents, left out: 1 files with other suffixes \(.pdf 1\)\. Images are .*webp',
         ),
         (dict(data_root='{root}', ann_file='absent.txt'), 'absent.txt cannot be read: No such file.*ann_file'),
+        (dict(data_root='{root}', ann_file='wide.txt'), 'wide.txt is encoded in UTF-16 or UTF-32: save it as UTF-8'),
         (dict(data_root='{root}', ann_file='blank.txt'), 'blank.txt is empty: write one path per line'),
         (
             dict(data_root='{root}', ann_file='notes.txt'),
@@ -144,6 +145,7 @@ def test_nothing_to_train_on(tmp_path, settings, message):
     (tmp_path / 'documents' / 'a.pdf').touch()
     (tmp_path / 'notes.txt').write_text('remember the milk\n')
     (tmp_path / 'blank.txt').write_text('\n \n')
+    (tmp_path / 'wide.txt').write_text('a.png', encoding='utf-16')
     with pytest.raises(DataError, match=message):
         build(**{key: value.format(root=tmp_path) for key, value in settings.items()})
 

@@ -108,6 +108,9 @@ train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
     def broken_config(self):
         return self.file('broken.py', 'model = dict(\n')
 
+    def tagged_config(self):
+        return self.file('tagged.yaml', f'model:\n  type: !!python/object/apply:os.system ["touch {self["folder"]}/code-was-run"]\n')
+
     def empty_config(self):
         return self.file('nothing.py', '')
 
@@ -219,15 +222,27 @@ TRAIN = {
     '{cae}x': ('There is no config', "did you mean '{cae}'"),
     '{images}': ('There is no config {images}', 'it is a folder'),
     '{broken_config}': ('broken.py cannot be read: SyntaxError',),
-    '{image}': ('000.jpg cannot be read', 'py/yml/yaml/json'),
+    '{image}': ('000.jpg cannot be read', '.py, .yaml, .yml or .json'),
     '{empty_config}': ('nothing.py has no `model`',),
+    '{tagged_config}': ('tagged.yaml, line 2', 'the tag !!python/object/apply:os.system was refused'),
+    '{code_pickle}': ('code.pkl cannot be read', '.py, .yaml, .yml or .json'),
     '{cae} --cfg-options train_dataloadr.batch_size=1': ("did you mean 'train_dataloader'",),
     '{cae} --cfg-options batch_siz=1': ("did you mean 'batch_size'",),  # a variable of the file
     '{cae} --cfg-options train_dataloader.batch_size': ('--cfg-options takes key=value',),
+    '{cae} --cfg-options data_root=None': ('data_root=None', 'expected a text'),
+    '{cae} --cfg-options data_root=2024 train_dataloader.dataset.data_root=a,b/imgs': ('a,b/imgs does not exist',),
+    '{cae} --cfg-options model.target_generator.checkpoint=lr=1e-3,wd=0/x.pth': ('There is no tokenizer', 'lr=1e-3,wd=0/x.pth'),
+    '{cae} --cfg-options custom_hooks=[dict(type=CheckpontHook)]': ("'CheckpointHook'",),
+    '{cae} --cfg-options "custom_hooks=[dict(type=Check"': ('custom_hooks=[dict(type=Check', 'do not match'),
+    '{cae} --cfg-options train_dataloader.batch_size=[1,2]': ('train_dataloader.batch_size=[1, 2]', 'at least 1'),
+    '{cae} --cfg-options train_dataloader.dataset.type=ImageNet train_dataloader.dataset.ann_file={code_pickle}': (
+        'code.pkl was refused',
+        'can run code',
+    ),
     '{cae} --cfg-options default_scope=mmpretrian': ("did you mean 'mmpretrain'",),
     '{cae} --cfg-options model.backbone.type=mmcae.CAEVit': ("'mmcae.CAEViT'",),
     '{cae} --cfg-options model.backbone.img_sizes=16': ("CAEViT has no argument 'img_sizes'; did you mean 'img_size'",),
-    '{cae} --cfg-options model.backbone.arch=huge': ('it has parts (embed_dims, num_layers, num_heads)',),
+    '{cae} --cfg-options model.backbone.arch=huge': ("arch='huge' is none of", 'embed_dims'),
     '{cae} --cfg-options model.backbone.arch.depth=5': ("unknown keys ['depth']",),
     '{cae} --cfg-options default_hooks.timing.interval=5': ('a part without a `type`', 'interval'),
     # sizes that do not fit

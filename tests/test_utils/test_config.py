@@ -1,26 +1,39 @@
 """Configs and --cfg-options: what is accepted, what is refused, and what the message says."""
 
 import json
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mmcae import compat
-from mmcae.utils.config import complete_dataloaders, last_checkpoint, load_config, parse_options, set_work_dir
+from mmcae.utils.config import complete_dataloaders, last_checkpoint, load_config, set_work_dir
 from mmcae.utils.errors import ConfigError, DependencyError
 
 CONFIG = """
 data_root = 'data/toy'
 batch = 4
 pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=32)]
-model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), train_cfg=dict(rpn=dict(nms_pre=10)))
-train_dataloader = dict(batch_size=batch, num_workers=2, dataset=dict(type='CustomDataset', data_root=data_root, pipeline=pipeline))
+init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+model = dict(type='ImageClassifier', backbone=dict(type='ResNet', depth=18), train_cfg=dict(rpn=dict(nms_pre=10)), init_cfg=init_cfg)
+metainfo = dict(classes=('cat', 'dog'))
+train_dataloader = dict(
+    batch_size=batch,
+    num_workers=2,
+    dataset=dict(type='mmpretrain.CustomDataset', data_root=data_root, metainfo=metainfo, pipeline=pipeline),
+)
+val_evaluator = dict(type='mmdet.CocoMetric', metric='bbox')
 train_cfg = dict(by_epoch=True, max_epochs=2)
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3), paramwise_cfg=dict(custom_keys=dict(norm1=dict(decay_mult=0.0))))
+optim_wrapper = dict(
+    type='AmpOptimWrapper',
+    dtype='float16',
+    loss_scale='dynamic',
+    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.999)),
+    paramwise_cfg=dict(custom_keys=dict(norm1=dict(decay_mult=0.0))),
+)
+load_from = 'old.pth'
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(type='LoggerHook'))
+default_hooks = dict(logger=dict(type='LoggerHook'), checkpoint=dict(type='CheckpointHook', save_best='auto'))
 """
 
 
@@ -32,30 +45,80 @@ def config(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'option',
+    ('option', 'value'),
     [
-        'train_dataloader.batch_size=8',
-        'train_dataloader.dataset.pipeline.1.scale=(32,64)',
-        'model.backbone.style=caffe',  # a new argument of something with a type
-        'model.backbone.init_cfg.type=Pretrained',
-        'model.train_cfg.rcnn.score=0.5',  # a new part of a dict without a type
-        'optim_wrapper.paramwise_cfg.custom_keys.norm2.decay_mult=0.0',
-        'optim_wrapper.clip_grad.max_norm=1.0',
-        'load_from=x.pth',  # known to the runner, absent from the config
-        'randomness.deterministic=True',
-        'env_cfg.dist_cfg.timeout=60',
-        'find_unused_parameters=True',
-        'optim_wrapper.optimizer.lr=1e-4',
-        'default_hooks.visualization.type=VisualizationHook',
+        ('train_dataloader.batch_size=8', 8),
+        ('train_dataloader.dataset.pipeline.1.scale=(32,64)', (32, 64)),
+        ('model.backbone.style=caffe', 'caffe'),  # a new argument of something with a type
+        ('model.backbone.init_cfg.type=Pretrained', 'Pretrained'),
+        ('model.train_cfg.rcnn.score=0.5', 0.5),  # a new part of a dict without a type
+        ('optim_wrapper.paramwise_cfg.custom_keys.norm2.decay_mult=0.0', 0.0),
+        ('optim_wrapper.clip_grad.max_norm=1.0', 1.0),
+        ('load_from=x.pth', 'x.pth'),  # known to the runner, absent from the config
+        ('randomness.deterministic=True', True),
+        ('env_cfg.dist_cfg.timeout=60', 60),
+        ('find_unused_parameters=True', True),
+        ('optim_wrapper.optimizer.lr=1e-4', 1e-4),
+        ('optim_wrapper.optimizer.betas.1=0.99', 0.99),  # a part of a tuple
+        ('default_hooks.visualization.type=VisualizationHook', 'VisualizationHook'),
+        # a text stands for itself
+        ('train_dataloader.dataset.data_root=2024', '2024'),
+        ('train_dataloader.dataset.data_root=a,b/imgs', 'a,b/imgs'),
+        ('train_dataloader.dataset.data_root=/my photos/[raw], 1', '/my photos/[raw], 1'),
+        ('train_dataloader.dataset.data_root="quoted"', 'quoted'),
+        ("train_dataloader.dataset.data_root=it's", "it's"),
+        ('train_dataloader.dataset.data_root=true', 'true'),
+        ('train_dataloader.dataset.data_root=~/imgs', str(Path('~/imgs').expanduser())),
+        ('model.init_cfg.checkpoint=lr=1e-3,wd=0/encoder.pth', 'lr=1e-3,wd=0/encoder.pth'),
+        ('model.init_cfg.checkpoint=2024', '2024'),
+        ('model.backbone.init_cfg.checkpoint=1,2', '1,2'),  # also where there is none yet
+        ('load_from=1,2', '1,2'),
+        ('experiment_name=7', '7'),
+        # unless its reader takes other things, too
+        ('val_evaluator.metric=[bbox,segm]', ['bbox', 'segm']),
+        ('val_evaluator.metric=segm', 'segm'),
+        ('optim_wrapper.loss_scale=512.', 512.0),
+        ('optim_wrapper.dtype=None', None),
+        ('default_hooks.checkpoint.save_best=None', None),
+        ('default_hooks.checkpoint.save_best=[acc,loss]', ['acc', 'loss']),
+        ('resume=true', True),
+        # None takes something away
+        ('load_from=None', None),
+        ('model.train_cfg=None', None),
+        ('randomness.seed=None', None),
+        # lists and dicts
+        ('optim_wrapper.optimizer.betas=[0.9,0.95]', (0.9, 0.95)),
+        ('train_dataloader.dataset.metainfo.classes=2024,2025', ('2024', '2025')),
+        ('model.backbone.out_indices=[1,3]', [1, 3]),
+        ("model.backbone.norm_cfg=dict(type='BN', eps=1e-3)", dict(type='BN', eps=1e-3)),
+        ("custom_hooks=[dict(type='EMAHook', momentum=1e-4), {'type': 'X'}]", [dict(type='EMAHook', momentum=1e-4), dict(type='X')]),
+        ('model.backbone=dict(depth=50)', dict(type='ResNet', depth=50)),
+        ('model.backbone=dict(_delete_=True, type=mmcae.CAEViT)', dict(type='mmcae.CAEViT')),
+        ('train_dataloader.dataset.pipeline.0=dict(color_type=grayscale)', dict(type='LoadImageFromFile', color_type='grayscale')),
+        ('train_cfg.max_epochs=1e2', 100),
+        ('test_evaluator=[]', []),
     ],
 )
-def test_accepted_and_applied(config, option):
+def test_accepted_and_applied(config, option, value):
+    """The value, its type, and nothing else: the rest of the config is what it was."""
     cfg = load_config(config, [option])
-    (key, value), *_ = parse_options([option]).items()
-    node = cfg
+    key = option.split('=')[0]
+    node, before = cfg, load_config(config)
     for part in key.split('.'):
         node = node[int(part)] if part.isdigit() else node[part]
-    assert node == value
+    assert node == value and type(node) in (type(value), ConfigDict)
+    top = key.split('.')[0]
+    assert {name: part for name, part in cfg.items() if name != top} == {name: part for name, part in before.items() if name != top}
+    assert Config.fromstring(cfg.pretty_text, '.py')._cfg_dict == cfg._cfg_dict
+
+
+def test_a_dict_is_emptied_before_it_is_filled(config):
+    backbone = load_config(config, ['model.backbone.type=ViT', 'model.backbone._delete_=True', 'model.backbone.depth=3']).model.backbone
+    assert backbone == dict(type='ViT', depth=3)
+
+
+def test_the_last_of_two_options_counts(config):
+    assert load_config(config, ['randomness.seed=1', 'randomness.seed=2']).randomness.seed == 2
 
 
 @pytest.mark.parametrize(
@@ -76,6 +139,24 @@ def test_accepted_and_applied(config, option):
         ('optim_wrapper.optimizer.lr=fast', 'expected a number, as 0.001 now'),
         ('train_cfg.by_epoch=3', 'expected True or False'),
         ('model.backbone=ResNet', 'it has parts (type, depth); set one of them'),
+        ('data_root=None', "data_root=None: expected a text, as 'data/toy' now; None is no value for it"),
+        ('train_dataloader.dataset.data_root=None', 'data_root=None: expected a text'),
+        ('model.init_cfg.checkpoint=None', 'expected a text'),
+        ('model.backbone.type=None', 'expected a text'),
+        ('default_scope=None', 'default_scope=None is none of'),
+        ('optim_wrapper.optimizer.lr=None', 'expected a number'),
+        ('optim_wrapper.optimizer.lr=True', 'expected a number, as 0.001 now'),
+        ('optim_wrapper.optimizer.lr={1: 2}', 'expected a number'),
+        ('train_cfg.by_epoch=None', 'expected True or False'),
+        ('pipeline=5', 'pipeline=5: expected a list, as [{'),
+        ('optim_wrapper.optimizer.betas=high', 'expected a tuple, as (0.9, 0.999) now'),
+        ('custom_hooks=[1,2', 'brackets or quotes do not match'),
+        ('custom_hooks=[(1]', 'brackets or quotes do not match'),
+        ('custom_hooks=[dict(type=a b)]', 'it is no Python literal'),
+        ('custom_hooks=[dict(type=open("x"))]', 'is a call'),
+        ('model.backbone=dict(depth=dict(x=1))', 'model.backbone='),
+        ('=3', "takes key=value, got '=3'"),
+        ('model..depth=3', "takes key=value, got 'model..depth=3'"),
         ('train_dataloader.batch_size', "--cfg-options takes key=value, got 'train_dataloader.batch_size'"),
         ('train_dataloader.batch_size=0', 'train_dataloader.batch_size=0: expected a whole number, at least 1'),
         ('train_dataloader.batch_size=2.5', 'train_dataloader.batch_size=2.5: expected a whole number'),
@@ -87,13 +168,6 @@ def test_refused(config, option, message):
     with pytest.raises(ConfigError) as refusal:
         load_config(config, [option])
     assert message in str(refusal.value)
-
-
-def test_values_are_parsed_by_mmengines_rules():
-    assert parse_options(['a=1', 'b.c=[1,(2,3)]', 'd=x=y', 'e=None', 'f=True', 'g=1e-3']) == {
-        'a': 1, 'b.c': [1, (2, 3)], 'd': 'x=y', 'e': None, 'f': True, 'g': 1e-3
-    }  # fmt: skip
-    assert parse_options(['a=/data/my photos', 'b=[1, 2]']) == {'a': '/data/my photos', 'b': [1, 2]}
 
 
 def test_absent_config_is_named_with_the_nearest(config):
@@ -163,8 +237,7 @@ def test_json_and_yaml_configs(tmp_path):
 
 
 def test_options_may_be_absent(config):
-    assert parse_options(Namespace(options=None).options) == {}
-    assert load_config(config).randomness.seed == 0
+    assert load_config(config, None).randomness.seed == load_config(config).randomness.seed == 0
 
 
 @pytest.mark.parametrize(

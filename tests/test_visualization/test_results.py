@@ -37,7 +37,7 @@ def test_results_go_through_a_file(tmp_path):
 @pytest.mark.parametrize(
     'content, culprit',
     [
-        ('{', 'holds no results'),
+        ('{', 'is no JSON'),
         ('[1]', 'holds no results'),
         ('{"cae": {"knn": 0.5}}', 'holds no results'),
         ('{"cae": {"knn": {"mean": 57.0, "std": 0, "n": 1}}}', 'cae.knn'),
