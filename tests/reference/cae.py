@@ -90,8 +90,10 @@ def descend(state, rate, steps, evaluate):
     state = dict(state)
     for _ in range(steps):
         weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in trainable(state).items()}
-        found = evaluate({**state, **weights})
-        gradients = dict(zip(weights, torch.autograd.grad(found['loss'], list(weights.values()), allow_unused=True), strict=True))
+        with torch.enable_grad():  # whoever asks
+            found = evaluate({**state, **weights})
+            gradients = torch.autograd.grad(found['loss'], list(weights.values()), allow_unused=True)
+        gradients = dict(zip(weights, gradients, strict=True))
         yield plain(found), gradients
         for name, gradient in gradients.items():
             state[name] = weights[name].detach() if gradient is None else (weights[name] - rate * gradient).detach()

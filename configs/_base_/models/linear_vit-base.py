@@ -21,6 +21,6 @@ model = dict(
         num_classes=1000,
         in_channels=768,
         loss=dict(type='CrossEntropyLoss'),
-        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.01),
+        init_cfg=dict(type='TruncNormal', layer='Linear', std=0.01, a=-0.04, b=0.04),
     ),
 )
