@@ -26,14 +26,15 @@ def main():
 
 
 def draw(args):
-    from mmcae.apis import load_encoder_and_preprocess
+    from mmcae.apis import load_encoder_and_view
+    from mmcae.apis.images import load_image
     from mmcae.visualization.attention import attention_maps, attention_sheet
     from mmcae.visualization.sheet import save_picture
 
-    encoder, preprocess = load_encoder_and_preprocess(args.checkpoint, tuple(args.img_size or ()) or None, num_heads=args.num_heads)
-    views = [preprocess.view(image) for image in args.images]
-    maps = attention_maps(encoder, preprocess.normalize(views), args.block)
-    save_picture(attention_sheet(views, maps.numpy()), args.out)
+    encoder, view = load_encoder_and_view(args.checkpoint, tuple(args.img_size or ()) or None, crop=1.0, num_heads=args.num_heads)
+    cuts = [view.cut(load_image(image, view.channels)) for image in args.images]
+    maps = attention_maps(encoder, view.normalize(cuts), args.block)
+    save_picture(attention_sheet(cuts, maps.numpy()), args.out)
 
 
 if __name__ == '__main__':
