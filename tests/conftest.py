@@ -31,6 +31,12 @@ def repository():
     return ROOT
 
 
+@pytest.fixture(scope='session', autouse=True)
+def cache(tmp_path_factory):
+    """What mmcae keeps, in all processes that the tests start, does not lie in the user's own cache."""
+    os.environ['MMCAE_CACHE'] = str(tmp_path_factory.mktemp('cache'))
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     """Every test starts from the same random state, whatever ran before it."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
+from ..utils.files import atomic_file
 
 StateDict = dict[str, Tensor]
 
@@ -82,16 +83,14 @@ def write_state_dict(path: str | Path, state: StateDict):
     path = Path(path)
     if path.suffix not in ('.pth', '.pt', '.safetensors'):
         raise CheckpointError(f'{path}: the name must end in .pth, .pt or .safetensors, which decides the format')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'{path.name}.partial')
-    if path.suffix == '.safetensors':
-        from safetensors.torch import save
+    with atomic_file(path) as file:
+        if path.suffix == '.safetensors':
+            from safetensors.torch import save
 
-        # Each tensor on its own, since the format knows no shared memory.
-        partial.write_bytes(save({key: value.clone().contiguous() for key, value in state.items()}, metadata=dict(format='pt')))
-    else:
-        torch.save(state, partial)
-    partial.replace(path)
+            # Each tensor on its own, since the format knows no shared memory.
+            file.write(save({key: value.clone().contiguous() for key, value in state.items()}, metadata=dict(format='pt')))
+        else:
+            torch.save(state, file)
 
 
 def state_dict_of(content: Mapping) -> StateDict:

@@ -11,7 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..utils.errors import DataError
-from ..utils.processes import interruptible, locked
+from ..utils.files import remove_unfinished
+from ..utils.locks import locked
+from ..utils.processes import interruptible
 from ..utils.progress import Display, duration
 from .bad_files import printable
 from .shards import MANIFEST, Manifest, ShardReader, ShardWriter, verify_shard
@@ -99,8 +101,8 @@ def pack(files: SourceFiles, folder: Path, settings: dict, shard_bytes: int, wor
     paths = hashlib.sha256('\0'.join(files.paths).encode(errors='surrogateescape')).hexdigest()
     checks = dict(min_tissue=files.min_tissue, saturation=files.saturation, channels=files.channels)
     settings = dict(settings, paths=paths, shard_bytes=shard_bytes, **checks)
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / '.lock'), interruptible():
+    with locked(folder), interruptible():
+        remove_unfinished(folder)
         manifest = resume(folder, settings)
         if not manifest.complete:
             fill(manifest, folder, files, shard_bytes, workers)
@@ -150,6 +152,7 @@ def fill(manifest: Manifest, folder: Path, files: SourceFiles, shard_bytes: int,
         def finish_shard():
             nonlocal writer
             left_out.flush()
+            os.fsync(left_out.fileno())
             if writer:
                 manifest.shards.append(writer.close())
             manifest.consumed, manifest.left_out = consumed, dict(counts)

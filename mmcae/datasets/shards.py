@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..utils.errors import DataError
+from ..utils.files import UnfinishedFile, atomic_file, write_file
 
 MANIFEST = 'pack.json'
 VERSION = 1  # of the layout
@@ -61,10 +62,8 @@ class ShardIndex:
         return ShardIndex(**columns | dict(path_end=columns['path_end'] - begin, paths=paths))
 
     def save(self, file: Path):
-        part = file.with_suffix('.npz.part')
-        with open(part, 'wb') as stream:
+        with atomic_file(file) as stream:
             np.savez(stream, **vars(self))
-        part.replace(file)
 
     @classmethod
     def load(cls, file: Path) -> 'ShardIndex':
@@ -88,7 +87,7 @@ class ShardIndex:
 
 
 class ShardWriter:
-    """Writes one shard under a name that marks it as unfinished, until :meth:`close` has read it back.
+    """Writes one shard, which gets its name when :meth:`close` has read it back.
 
     Args:
         folder: The packed folder.
@@ -97,12 +96,12 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, name: str, first: int):
-        self.file = folder / f'{name}.tar'
-        self.part = folder / f'{name}.tar.part'
+        self.path = folder / f'{name}.tar'
         self.first = first
         self.entries: list[tuple[int, int, int]] = []
         self.paths: list[bytes] = []
-        self.tar = tarfile.open(self.part, 'w', format=tarfile.USTAR_FORMAT)
+        self.unfinished = UnfinishedFile(self.path)
+        self.tar = tarfile.open(fileobj=self.unfinished.file, mode='w', format=tarfile.USTAR_FORMAT)
 
     @property
     def bytes(self) -> int:
@@ -120,7 +119,8 @@ class ShardWriter:
     def add_member(self, name: str, data: bytes):
         member = tarfile.TarInfo(name)  # no time and no owner: the same images make the same bytes
         member.size = len(data)
-        self.tar.addfile(member, BytesIO(data))
+        with self.unfinished.named_errors():
+            self.tar.addfile(member, BytesIO(data))
 
     def close(self) -> dict:
         """Complete the shard and give it its name; returns its entry for the manifest.
@@ -128,9 +128,9 @@ class ShardWriter:
         Raises:
             DataError: What was read back is not what was written.
         """
-        self.tar.close()
-        with open(self.part, 'rb') as stream:
-            os.fsync(stream.fileno())
+        with self.unfinished.named_errors():
+            self.tar.close()
+            self.unfinished.file.flush()
         offset, size, checksum = np.array(self.entries, np.int64).reshape(-1, 3).T
         index = ShardIndex(
             offset=offset,
@@ -139,15 +139,14 @@ class ShardWriter:
             path_end=np.cumsum([len(path) for path in self.paths], dtype=np.int64),
             paths=np.frombuffer(b''.join(self.paths), np.uint8),
         )
-        verify_shard(self.part, index)
-        index.save(self.file.with_suffix('.npz'))
-        self.part.replace(self.file)
-        return dict(name=self.file.stem, images=len(index), bytes=self.file.stat().st_size)
+        verify_shard(self.unfinished.name, index)
+        index.save(self.path.with_suffix('.npz'))
+        self.unfinished.finish()
+        return dict(name=self.path.stem, images=len(index), bytes=self.path.stat().st_size)
 
     def abandon(self):
         """Leave nothing of an unfinished shard."""
-        self.tar.close()
-        self.part.unlink(missing_ok=True)
+        self.unfinished.discard()
 
 
 def verify_shard(file: Path, index: ShardIndex):
@@ -209,9 +208,7 @@ class Manifest:
         return sum(shard['bytes'] for shard in self.shards)
 
     def save(self, folder: Path):
-        part = folder / f'{MANIFEST}.part'
-        part.write_text(json.dumps(dict(version=VERSION, **vars(self)), indent=1))
-        part.replace(folder / MANIFEST)
+        write_file(folder / MANIFEST, json.dumps(dict(version=VERSION, **vars(self)), indent=1))
 
     @classmethod
     def load(cls, folder: Path) -> 'Manifest':

@@ -14,9 +14,10 @@ from mmengine.dataset import BaseDataset, Compose
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..utils.atomic_files import AtomicBackend
 from ..utils.errors import ConfigError, DataError
-from ..utils.processes import interruptible, locked
+from ..utils.files import remove_unfinished, write_file
+from ..utils.locks import locked
+from ..utils.processes import interruptible
 from ..utils.progress import Display, duration
 from .bad_files import printable
 from .token_store import FLIPS, MANIFEST, Manifest, checksum, open_arrays, read_manifest
@@ -92,8 +93,8 @@ def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callabl
     Raises:
         DataError: The folder holds something else, or another process works in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / '.lock'), interruptible():
+    with locked(folder), interruptible():
+        remove_unfinished(folder)
         manifest = resume(folder, manifest)
         arrays = open_arrays(folder, manifest, 'r+')
         display, began, before, saved = Display(), time.time(), manifest.done, time.time()
@@ -113,6 +114,7 @@ def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callabl
                 for array in arrays.values():
                     array.flush()
                 unreadable.flush()
+                os.fsync(unreadable.fileno())
                 manifest.unreadable_bytes = os.fstat(unreadable.fileno()).st_size
                 save_manifest(folder, manifest)
 
@@ -171,4 +173,4 @@ def resume(folder: Path, manifest: Manifest) -> Manifest:
 
 def save_manifest(folder: Path, manifest: Manifest):
     """Whole or not at all."""
-    AtomicBackend().put_text(json.dumps(asdict(manifest), indent=1) + '\n', folder / MANIFEST)
+    write_file(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + '\n')

@@ -32,6 +32,10 @@ class DataError(InputError):
     """Images or annotations that are absent, damaged or do not fit together."""
 
 
+class StorageError(InputError):
+    """Storage or memory that fails, or permissions that are missing: nothing is known about the content of the file that was asked for."""
+
+
 class TrainingError(InputError):
     """A training that went wrong on its way, with data and settings that looked right."""
 

@@ -18,7 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import interruptible, locked, signal_group
+from .files import write_file
+from .locks import locked
+from .processes import interruptible, signal_group
 from .progress import Display, duration
 
 POLL = 0.2  # seconds between two looks at the running processes
@@ -88,8 +90,7 @@ class JobRunner:
             JobFailed: A command ended with an error. All others are stopped then.
             DataError: Another process is at work in the same folder.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / '.lock'), interruptible():
+        with locked(self.folder), interruptible():
             self.done = self.kept()
             if self.done:
                 self.display.event(f'{len(self.done)} of {len(self.jobs)} jobs had finished before and are kept.')
@@ -164,7 +165,7 @@ class JobRunner:
             del self.running[name]
             seconds = round(time.time() - began, 1)
             record = dict(command=shown(job.command), seconds=seconds, fingerprint=self.fingerprints[name])
-            (self.folder_of(name) / 'job.json').write_text(json.dumps(record, indent=1))
+            write_file(self.folder_of(name) / 'job.json', json.dumps(record, indent=1))
             self.done.add(name)
             self.display.event(f'    done in {duration(seconds)}: {job.title}')
 

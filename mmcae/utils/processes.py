@@ -1,13 +1,9 @@
-"""Signals to and from other processes, and folders that only one process may work in."""
+"""Signals to and from other processes."""
 
-import fcntl
 import os
 import signal
 import subprocess
 from contextlib import contextmanager
-from pathlib import Path
-
-from .errors import DataError
 
 
 def signal_group(process: subprocess.Popen, number: int):
@@ -16,17 +12,6 @@ def signal_group(process: subprocess.Popen, number: int):
         os.killpg(process.pid, number)
     except ProcessLookupError:
         pass  # all of them have ended
-
-
-@contextmanager
-def locked(path: Path):
-    """Hold a folder for this process alone."""
-    with open(path, 'w') as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f'Another process is at work in {path.parent}: wait for it, or give another folder') from None
-        yield
 
 
 @contextmanager

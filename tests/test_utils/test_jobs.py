@@ -21,7 +21,7 @@ from mmcae.utils.jobs import (
     read_eta,
     shown,
 )
-from mmcae.utils.processes import locked
+from mmcae.utils.locks import locked
 
 
 def script(text):
@@ -169,7 +169,7 @@ def test_an_interruption_ends_all_that_was_started(tmp_path, number):
 
 def test_one_folder_serves_one_run_at_a_time(tmp_path):
     job = Job('a', 'a', script('pass'))
-    with locked(tmp_path / '.lock'), pytest.raises(DataError, match='Another process is at work'):
+    with locked(tmp_path), pytest.raises(DataError, match=f'{tmp_path} is in use by process {os.getpid()}'):
         JobRunner([job], tmp_path).run()
     JobRunner([job], tmp_path).run()
 

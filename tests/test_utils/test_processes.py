@@ -1,4 +1,4 @@
-"""Signals that ask a process to end; one process for each folder."""
+"""Signals that ask a process to end."""
 
 import os
 import signal
@@ -6,8 +6,7 @@ import time
 
 import pytest
 
-from mmcae.utils.errors import DataError
-from mmcae.utils.processes import interruptible, locked
+from mmcae.utils.processes import interruptible
 
 
 def test_nohup_is_respected():
@@ -21,9 +20,3 @@ def test_nohup_is_respected():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_folder_is_held_by_one_process_and_free_after_it(tmp_path):
-    for _ in range(2):
-        with locked(tmp_path / '.lock'), pytest.raises(DataError, match=f'at work in {tmp_path}'), locked(tmp_path / '.lock'):
-            pass

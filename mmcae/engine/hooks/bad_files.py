@@ -7,6 +7,7 @@ from mmengine.hooks import Hook
 
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, DataError
+from ...utils.files import write_file
 
 LISTED = 20  # files that the log lists by name; bad_files.txt has all of them
 
@@ -98,4 +99,4 @@ def read_list(path: Path) -> dict[str, str]:
 
 def write_list(path: Path, files: dict[str, str]):
     """Write a bad_files.txt, sorted by path."""
-    path.write_text(''.join(f'{name}\t{files[name]}\n' for name in sorted(files)), encoding='utf-8')
+    write_file(path, ''.join(f'{name}\t{files[name]}\n' for name in sorted(files)))

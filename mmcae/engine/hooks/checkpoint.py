@@ -14,8 +14,8 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from ...registry import HOOKS
-from ...utils.atomic_files import AtomicBackend
 from ...utils.errors import CheckpointError, ConfigError
+from ...utils.files import write_file
 from ...utils.resume import RECORD
 from ..loops import ExactLoop
 from ..reconcile import reconcile
@@ -150,7 +150,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         """Write which checkpoint is the newest; in the work dir itself by its name alone, so that a copy of the folder has its own."""
         if '://' not in path:
             path = os.path.relpath(path, runner.work_dir) if self.out_dir == runner.work_dir else os.path.abspath(path)
-        AtomicBackend().put_text(path, Path(runner.work_dir) / RECORD)
+        write_file(Path(runner.work_dir) / RECORD, path)
 
     def adopt_best(self, runner):
         """Where the best checkpoint was saved in another folder, look for it in this one: mmengine deletes it when a better one comes."""
