@@ -3,7 +3,8 @@
     python tools/test.py CONFIG CHECKPOINT
     python tools/test.py CONFIG CHECKPOINT --show-dir pictures    # predictions drawn into the images
 
-What cannot work ends with one line and exit code 2; MMCAE_TRACEBACK=1 in the environment shows where it was raised.
+The work dir may be that of a training, also while it runs. What cannot work ends with one line and exit code 2; MMCAE_TRACEBACK=1 in the
+environment shows where it was raised.
 """
 
 import argparse
@@ -15,7 +16,7 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='the config file')
     parser.add_argument('checkpoint', help='a checkpoint of this very model')
-    parser.add_argument('--work-dir', help='where metrics.json and the log go (default: work_dirs/NAME_OF_THE_CONFIG)')
+    parser.add_argument('--work-dir', help='where metrics.json goes, and the log, into test/ (default: work_dirs/NAME_OF_THE_CONFIG)')
     parser.add_argument(
         '--out',
         help='also write the predictions. Classification: a .pkl file. Detection: a .pkl file, or a name that .bbox.json and .segm.json '
@@ -47,6 +48,7 @@ def test(args):
     from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.errors import ConfigError
+    from mmcae.utils.files import write_file
     from mmcae.utils.runner import build_runner, refuse_other_models, require_checkpoint
 
     cfg = load_config(args.config, args.cfg_options)
@@ -55,6 +57,8 @@ def test(args):
     require_checkpoint(args.checkpoint)
     check_data(cfg, ('test',))
     set_work_dir(cfg, args.work_dir, args.config)
+    path = Path(cfg.work_dir) / 'metrics.json'
+    cfg.work_dir = str(path.parent / 'test')  # for the config and the log, which would take the place of a training's
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.out:
         write_predictions(cfg, args.out)
@@ -68,8 +72,7 @@ def test(args):
     refuse_other_models(runner)
     metrics = runner.test()
     if runner.rank == 0:
-        path = Path(cfg.work_dir) / 'metrics.json'
-        path.write_text(json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + '\n')
+        write_file(path, json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + '\n')
         print(f'Wrote {path}', flush=True)
 
 

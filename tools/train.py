@@ -47,22 +47,24 @@ def train(args):
     from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.runner import build_runner, is_first, refuse_other_models, require_batches, require_checkpoint
+    from mmcae.utils.work_dir import hold_work_dir
 
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)
     apply_arguments(cfg, args)
     if cfg.get('load_from'):
         require_checkpoint(cfg.load_from)
-    if cfg.get('resume'):
-        resume(cfg, announce=is_first())
     check_data(cfg, ('train', 'val'))
-    runner = build_runner(cfg, args.launcher)
-    if cfg.get('resume'):
-        refuse_other_models(runner)
-    require_batches(runner)
-    if runner.rank == 0:
-        print(summary(cfg, runner.world_size), flush=True)
-    runner.train()
+    with hold_work_dir(cfg, args.launcher):
+        if cfg.get('resume'):
+            resume(cfg, announce=is_first())
+        runner = build_runner(cfg, cfg.launcher)
+        if cfg.get('resume'):
+            refuse_other_models(runner)
+        require_batches(runner)
+        if runner.rank == 0:
+            print(summary(cfg, runner.world_size), flush=True)
+        runner.train()
 
 
 def apply_arguments(cfg, args):

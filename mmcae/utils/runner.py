@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.dist import init_dist, is_distributed
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 
 from .. import compat
 from .dumped_config import make_portable
@@ -35,6 +37,32 @@ def build_runner(cfg, launcher='none'):
         DependencyError: The config trains by DeepSpeed, which is not installed.
     """
     check_complete(cfg)
+    choose_launcher(cfg, launcher)
+    if 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
+        compat.require_deepspeed()
+        cfg.strategy.setdefault('train_micro_batch_size_per_gpu', (cfg.get('train_dataloader') or {}).get('batch_size', 1))
+    if cfg.launcher != 'none' and compat.has_accelerator():
+        check_gpu_of_this_process()
+    elif cfg.launcher != 'none':
+        distribute_over_cpus(cfg)
+    if cfg.get('runner_type') == 'FlexibleRunner':
+        cfg.setdefault('env_cfg', ConfigDict())  # which Runner does by itself
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if runner.rank == 0:
+        make_portable(runner)
+    return runner
+
+
+def choose_launcher(cfg, launcher):
+    """Set the config's launcher, after looking at what the environment says.
+
+    Args:
+        cfg (Config): Changed in place.
+        launcher (str): As for :func:`build_runner`.
+
+    Raises:
+        ConfigError: The launcher has not started this process.
+    """
     if launcher == 'auto':
         launcher = infer_launcher()
     variable = LAUNCHERS[launcher]
@@ -47,19 +75,24 @@ def build_runner(cfg, launcher='none'):
             raise ConfigError('--launcher mpi needs MASTER_ADDR in the environment: the address of the machine of rank 0')
         os.environ.setdefault('LOCAL_RANK', os.environ[variable])  # which mmengine reads, but sets for the other launchers only
     cfg.launcher = launcher
-    if 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
-        compat.require_deepspeed()
-        cfg.strategy.setdefault('train_micro_batch_size_per_gpu', (cfg.get('train_dataloader') or {}).get('batch_size', 1))
-    if launcher != 'none' and compat.has_accelerator():
+
+
+def join_processes(cfg):
+    """Have the processes of a launcher meet now, and not when the runner is built; DeepSpeed on GPUs has its own way and time.
+
+    Args:
+        cfg (Config): With its launcher.
+    """
+    if cfg.launcher == 'none' or is_distributed():
+        return
+    environment = cfg.get('env_cfg', {})
+    set_multi_processing(**environment.get('mp_cfg', {}), distributed=True)  # else joining chooses how workers are started
+    options = environment.get('dist_cfg', {})
+    if not compat.has_accelerator():
+        compat.init_distributed(cfg.launcher, **options)
+    elif 'DeepSpeed' not in str((cfg.get('strategy') or {}).get('type')):
         check_gpu_of_this_process()
-    elif launcher != 'none':
-        distribute_over_cpus(cfg)
-    if cfg.get('runner_type') == 'FlexibleRunner':
-        cfg.setdefault('env_cfg', ConfigDict())  # which Runner does by itself
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if runner.rank == 0:
-        make_portable(runner)
-    return runner
+        init_dist(cfg.launcher, **options)
 
 
 def is_first():
@@ -137,7 +170,7 @@ def distribute_over_cpus(cfg):
     Args:
         cfg (Config): Changed in place: its model_wrapper_cfg, and for FlexibleRunner the model_wrapper of its strategy.
     """
-    compat.init_distributed(cfg.launcher, **cfg.get('env_cfg', {}).get('dist_cfg', {}))
+    join_processes(cfg)
     wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
     if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
         wrapper['type'] = 'mmcae.CPUDistributedDataParallel'

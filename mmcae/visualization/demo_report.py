@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from ..utils.files import write_file
 from ..utils.jobs import JobRunner
 from ..utils.progress import duration
 from .page import Page
@@ -59,7 +60,7 @@ def write_report(
         The tables, as Markdown.
     """
     results = summarize(figures)
-    (out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    write_file(out / 'results.json', json.dumps(results, indent=1) + '\n')
     count = max(map(len, figures.values()))
     seeds = 'seed 0' if count == 1 else f'seeds 0 to {count - 1}, mean ± standard deviation'
     tables = {f'This run: {seeds}': table(results)}
@@ -67,7 +68,7 @@ def write_report(
         shutil.copy(published, out / 'published_results.json')
         tables['Published: mean ± standard deviation of three seeds'] = table(read_results(published))
     text = '\n'.join(f'## {title}\n\nTest split, in per cent.\n\n{markdown(rows)}' for title, rows in tables.items())
-    (out / 'results.md').write_text(f'# Results on the embedded digits\n\n{text}')
+    write_file(out / 'results.md', f'# Results on the embedded digits\n\n{text}')
     write_page(out, tables, runner, seconds)
     return text
 

@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from mmcae.utils.locks import locked
+
 
 def test_train_resume_and_test(classification_config, run_tool, tmp_path):
     folder, mark = tmp_path / 'run', tmp_path / 'code-was-run'
@@ -35,10 +37,22 @@ def test_train_resume_and_test(classification_config, run_tool, tmp_path):
     assert after['meta']['iter'] == 6 and after['optimizer']['state'][0]['step'] == before['optimizer']['state'][0]['step'] + 2
 
     predictions, pictures = tmp_path / 'predictions.pkl', tmp_path / 'pictures'
-    code, output = run_tool(
-        'tools/test.py', classification_config, folder / 'epoch_3.pth', '--work-dir', folder, '--out', predictions, '--show-dir', pictures
-    )
-    assert code == 0, output
+    with locked(folder):  # as by a training that is still at work there
+        before = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+        code, output = run_tool(
+            'tools/test.py',
+            classification_config,
+            folder / 'epoch_3.pth',
+            '--work-dir',
+            folder,
+            '--out',
+            predictions,
+            '--show-dir',
+            pictures,
+        )
+        assert code == 0, output
+        after = {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+    assert {path: content for path, content in after.items() if path.relative_to(folder).parts[0] not in ('test', 'metrics.json')} == before
     metrics = json.loads((folder / 'metrics.json').read_text())
     predicted = pickle.loads(predictions.read_bytes())
     correct = [int(sample['pred_label']) == int(sample['gt_label']) for sample in predicted]

@@ -51,6 +51,7 @@ def main():
 
 def evaluate(args):
     from mmcae.evaluation import protocols as core
+    from mmcae.utils.files import write_file
     from mmcae.utils.jobs import JobFailed, JobRunner
     from mmcae.utils.runner import require_checkpoint
 
@@ -73,8 +74,8 @@ def evaluate(args):
     figures = core.read_figures(args.out, family)  # also those of earlier runs with other --protocols
     text = core.table(figures, family)
     results = dict(checkpoint=args.checkpoint, family=args.config_family, protocols=figures)
-    (args.out / 'results.json').write_text(json.dumps(results, indent=1) + '\n')
-    (args.out / 'results.md').write_text(f'Encoder: {args.checkpoint}\n\n{text}\n')
+    write_file(args.out / 'results.json', json.dumps(results, indent=1) + '\n')
+    write_file(args.out / 'results.md', f'Encoder: {args.checkpoint}\n\n{text}\n')
     print(f'\n{text}\n\nWrote {args.out / "results.json"} and results.md')
 
 

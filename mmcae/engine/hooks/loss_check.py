@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, TrainingError
+from ...utils.files import write_file
 
 
 @HOOKS.register_module()
@@ -45,7 +46,7 @@ class CheckLoss(Hook):
         rates = sorted({group['lr'] for group in runner.optim_wrapper.param_groups})
         path = Path(runner.work_dir) / f'bad_loss_iter_{runner.iter + 1}_rank_{get_rank()}.json'
         content = dict(iteration=runner.iter + 1, epoch=runner.epoch + 1, rank=get_rank(), loss=parts, lr=rates, files=files_of(data_batch))
-        path.write_text(json.dumps(content, indent=1))
+        write_file(path, json.dumps(content, indent=1))
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         scaled = scaler is not None and scaler.is_enabled()
         patience = self.scaled_patience if scaled else self.patience
