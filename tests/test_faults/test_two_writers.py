@@ -52,7 +52,7 @@ def test_a_killed_training_frees_its_folder_and_its_remains_are_swept(start, tmp
     again = start('--resume', options=[*options, 'train_cfg.max_epochs=3'], processes=processes)
     again = again if processes else [again]
     assert [training.wait() for training in again] == [0] * len(again), again[0].text
-    assert f'process {first.process} of host' in again[0].text and 'resumed from' in again[0].text
+    assert 'resumed from' in again[0].text
     assert not list(run.glob('*.partial')) and not (run / '.lock').read_text()
 
 
