@@ -4,16 +4,28 @@ A mistake is refused here, by name and with the nearest right names, because the
 """
 
 import difflib
+from importlib.util import find_spec
 from pathlib import Path
 
 from .. import compat
 from .config_files import TOP_LEVEL, read_config_file
 from .config_options import about_variable, apply_option, is_variable, parse_option, split_options
 from .config_variables import Assignments
-from .errors import ConfigError, InputError, nearest
+from .errors import ConfigError, DependencyError, InputError, nearest
 from .text_files import read_plainly
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+# What mmengine's visualization backends import when they are built, long after the models and the data.
+LOGGERS = {
+    'AimVisBackend': ('aim',),
+    'ClearMLVisBackend': ('clearml',),
+    'DVCLiveVisBackend': ('dvclive', 'pygit2'),
+    'MLflowVisBackend': ('mlflow',),
+    'NeptuneVisBackend': ('neptune',),
+    'SwanlabVisBackend': ('swanlab',),
+    'TensorboardVisBackend': ('tensorboard',),
+    'WandbVisBackend': ('wandb',),
+}
 
 
 def load_config(path, options=()):
@@ -99,7 +111,7 @@ def check_config(cfg):
 
     Raises:
         ConfigError: No model, a misspelt name, an unknown scope, a batch size or a number of workers that cannot be.
-        DependencyError: The library of its scope is missing.
+        DependencyError: The library of its scope is missing, or that of a logger.
     """
     for name in set(cfg) - TOP_LEVEL:
         slips = difflib.get_close_matches(name, TOP_LEVEL - set(cfg), n=1, cutoff=0.92)
@@ -115,9 +127,29 @@ def check_config(cfg):
         compat.import_mmpretrain()
     elif scope in compat.LIBRARIES:
         compat.require(scope)
+    check_loggers(cfg)
     for name in LOADERS:
         _check_counts(cfg, name, batch_size=1, num_workers=0)
     _check_counts(cfg, 'train_cfg', max_epochs=1, max_iters=1, val_interval=1)
+
+
+def check_loggers(cfg):
+    """Refuse loggers whose packages are not installed, before anything is built.
+
+    Args:
+        cfg (Config): A whole config.
+
+    Raises:
+        DependencyError: Names the logger, and the command that installs its packages.
+    """
+    visualizer = cfg.get('visualizer')
+    backends = (visualizer.get('vis_backends') or ()) if isinstance(visualizer, dict) else ()
+    for backend in [backends] if isinstance(backends, dict) else backends:
+        kind = backend.get('type') if isinstance(backend, dict) else None
+        name = kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
+        missing = [package for package in LOGGERS.get(name, ()) if find_spec(package) is None]
+        if missing:
+            raise DependencyError(f'{name} in visualizer.vis_backends needs {" and ".join(missing)}: pip install {" ".join(missing)}')
 
 
 def _check_counts(cfg, name, **least):

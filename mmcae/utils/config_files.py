@@ -300,6 +300,7 @@ def import_custom_modules(wanted, path):
         import_modules_from_strings(**wanted)
     except (ImportError, TypeError) as error:
         cause = error.__context__ if isinstance(error.__context__, ImportError) else error
+        package = f' (pip install {cause.name.split(".")[0]})' if isinstance(cause, ModuleNotFoundError) else ''
         raise ConfigError(
-            f'{path}: custom_imports: {cause}. Install the package, or put the folder of the module into PYTHONPATH'
+            f'{path}: custom_imports: {cause}. Install the package{package}, or put the folder of the module into PYTHONPATH'
         ) from error

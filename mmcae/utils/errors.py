@@ -13,6 +13,14 @@ import re
 import sys
 from contextlib import contextmanager, suppress
 
+# Packages that are called otherwise than what is imported from them.
+PACKAGES = {
+    'cv2': 'opencv-python-headless',
+    'mmseg': 'mmsegmentation',
+    'PIL': 'pillow',
+    'skimage': 'scikit-image',
+    'sklearn': 'scikit-learn',
+}
 REFUSED = 2  # the exit code of a tool that refuses its input, the same as argparse's
 
 
@@ -108,6 +116,8 @@ def explain(error):
     """
     if isinstance(error, InputError | DependencyError):
         return _message(error)
+    if isinstance(error, ImportError):
+        return _explain_missing_library(error)
     if isinstance(error, FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError | PermissionError):
         return f'{error.strerror}: {error.filename}' if error.filename else _message(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
@@ -139,13 +149,25 @@ def _message(error):
     return text.rsplit(f'{name}: ', 1)[-1] if text.startswith(f'Caught {name} in DataLoader worker') else text
 
 
+def _explain_missing_library(error):
+    """For a library that some part of a config wants, and that is not there or does not fit the others."""
+    name = (error.name or '').split('.')[0]
+    if name == 'mmcae':
+        return None
+    if isinstance(error, ModuleNotFoundError) and name:
+        return f'{error}, which something in the config or the command needs. Remedy: pip install {PACKAGES.get(name, name)}'
+    return f'{type(error).__name__}: {error}. A library is missing, or does not fit the others: python -m mmcae.utils.collect_env'
+
+
 def _explain_unknown_type(error):
     """For a `type='X'` that no registry knows; mmengine says so in two ways, the second for names with a scope."""
     text = str(error.args[0]) if error.args else ''
     match = re.match(r'(\S+) is not in the (?:\w+::)?[\w ]+ registry', text) or re.fullmatch(r'Failed to get (\S+)', text)
     if not match:
         return None
-    return f"No registry knows type '{match[1]}', which the config asks for{nearest(match[1], _registered())}"
+    from .type_names import asked_registry, types_instead
+
+    return f"No registry knows type '{match[1]}', which the config asks for{types_instead(match[1], asked_registry(error.__traceback__))}"
 
 
 def _explain_lost_process(error):
@@ -186,20 +208,11 @@ def _explain_unknown_optimizer(error):
     if frame is None or 'None is not a callable object' not in str(error):
         return None
     name = frame.tb_frame.f_locals['self'].optimizer_cfg.get('type')
-    return f"No registry knows type '{name}', which optim_wrapper.optimizer asks for{nearest(str(name), _registered())}"
+    from mmengine.registry import OPTIMIZERS
 
+    from .type_names import types_instead
 
-def _registered():
-    """All names by which a config can ask for something of the libraries loaded so far, without and with scope."""
-    from mmengine import registry as mmengine_registry
-
-    names = set()
-    for root in vars(mmengine_registry).values():
-        if isinstance(root, mmengine_registry.Registry):
-            for registry in (root, *root.children.values()):
-                names.update(registry.module_dict)
-                names.update(f'{registry.scope}.{name}' for name in registry.module_dict)
-    return names
+    return f"No registry knows type '{name}', which optim_wrapper.optimizer asks for{types_instead(str(name), OPTIMIZERS)}"
 
 
 def _explain_refused_arguments(error):

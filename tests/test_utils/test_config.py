@@ -7,6 +7,7 @@ import pytest
 from mmengine.config import Config, ConfigDict
 
 from mmcae import compat
+from mmcae.utils import config as config_module
 from mmcae.utils.config import complete_dataloaders, last_checkpoint, load_config, set_work_dir
 from mmcae.utils.errors import ConfigError, DependencyError
 
@@ -201,6 +202,28 @@ def test_missing_library_of_the_scope(config, monkeypatch):
     monkeypatch.setattr(compat, 'require', missing)
     with pytest.raises(DependencyError, match='mmseg is not installed'):
         load_config(config, ['default_scope=mmseg'])
+
+
+def their_backends():
+    """Every backend of mmengine's that logs to something else than a file."""
+    from mmengine.registry import VISBACKENDS
+    from mmengine.visualization import vis_backend
+
+    assert vis_backend
+    return sorted(set(VISBACKENDS.module_dict) - {'LocalVisBackend'})
+
+
+@pytest.mark.parametrize('kind', [*their_backends(), 'SwanlabVisBackend'])
+@pytest.mark.parametrize('alone', [False, True])
+def test_packages_of_loggers(config, monkeypatch, kind, alone):
+    """One line with the command, before anything is built; none where the package is there."""
+    monkeypatch.setattr(config_module, 'find_spec', lambda name: None)
+    backends = f"dict(type='{kind}')" if alone else f"[dict(type='LocalVisBackend'), dict(type='mmengine.{kind}')]"
+    config.write_text(CONFIG + f"visualizer = dict(type='Visualizer', vis_backends={backends})\n")
+    with pytest.raises(DependencyError, match=rf'{kind} in visualizer.vis_backends needs .*: pip install \w+'):
+        load_config(config)
+    monkeypatch.setattr(config_module, 'find_spec', lambda name: name)
+    assert load_config(config).visualizer
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -1,12 +1,13 @@
 """What a tool says, and with which exit code, for each kind of error."""
 
 import errno
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from mmengine.registry import DATASETS, MODELS, Registry
+from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope, Registry
 
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError, DependencyError, nearest, one_line_errors
 
@@ -78,6 +79,54 @@ def test_unknown_type_is_named_with_the_nearest_ones(capsys):
     text = message(capsys, lambda: MODELS.build(dict(type='mmcae.CAEVitt')))
     assert "'mmcae.CAEVitt'" in text and 'mmcae.CAEViT' in text
     assert "'Robott'" in message(capsys, lambda: TOYS.build(dict(type='Robott', arms=2)))
+
+
+@pytest.mark.parametrize(
+    ('registry', 'asked', 'part'),
+    [
+        (MODELS, 'CAEViT', "did you mean 'mmcae.CAEViT'?"),  # ours without its scope
+        (MODELS, 'mmdet.CAEViT', "did you mean 'mmcae.CAEViT'?"),  # or under another one
+        (MODELS, 'LinearClsHead', "did you mean 'mmpretrain.LinearClsHead'?"),
+        (MODELS, 'mmpretrain.CAEVit', "did you mean 'mmcae.CAEViT'"),
+        (HOOKS, 'CheckSampl', "'mmcae.CheckSample'"),
+        (MODELS, 'CheckpointHook', 'asks for a model there; CheckpointHook is a hook'),
+        (HOOKS, 'mmcae.CAEViT', 'asks for a hook there; CAEViT is a model'),
+        (MODELS, 'Zzzzzzzz', "No registry knows type 'Zzzzzzzz', which the config asks for"),
+    ],
+)
+def test_names_that_are_offered_work(capsys, registry, asked, part):
+    """What is offered can be built from where the other name was asked for, and is not that very name."""
+    import mmpretrain.models  # noqa: F401
+
+    with DefaultScope.overwrite_default_scope('mmengine'):
+        text = message(capsys, lambda: registry.build(dict(type=asked)))
+        assert part in text
+        offered = re.findall("'([^']*)'", text.partition('did you mean')[2])
+        assert asked not in offered and all(registry.get(name) for name in offered)
+
+
+def test_the_current_scope_needs_no_name(capsys):
+    import mmpretrain.models  # noqa: F401
+
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        assert "did you mean 'LinearClsHead'" in message(capsys, lambda: MODELS.build(dict(type='LinearClsHed')))
+
+
+@pytest.mark.parametrize(
+    ('error', 'text'),
+    [
+        (ModuleNotFoundError("No module named 'wandb'", name='wandb'), "No module named 'wandb', .*Remedy: pip install wandb$"),
+        (ModuleNotFoundError("No module named 'cv2.x'", name='cv2.x'), 'Remedy: pip install opencv-python-headless'),
+        (ImportError('Please run "pip install mlflow" to install mlflow'), 'Please run "pip install mlflow".*collect_env'),
+    ],
+)
+def test_missing_libraries(capsys, error, text):
+    assert re.search(text, message(capsys, lambda: throw(error)))
+
+
+def test_a_broken_import_of_ours_is_a_bug():
+    with pytest.raises(ModuleNotFoundError), one_line_errors():
+        import mmcae.no_such_module  # noqa: F401
 
 
 def test_unknown_argument_is_named_with_the_nearest_ones(capsys):
