@@ -1,6 +1,7 @@
 """What the header of an image file tells, without decoding it: its size, and the EXIF orientation in which it is to be shown."""
 
 import os
+import struct
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image
@@ -45,12 +46,37 @@ def read_header(path: str) -> ImageHeader | None:
         return None
     try:
         with Image.open(path) as image:
-            size, orientation = image.size[::-1], image.getexif().get(ExifTags.Base.Orientation)
-            if image.format == 'TIFF' or orientation not in range(1, 9):  # PIL has turned TIFFs already
-                orientation = 1
+            size, orientation = image.size[::-1], exif_orientation(image, path)
+            if image.format == 'TIFF' and orientation > 4:  # of which PIL gives the upright size
+                size = size[::-1]
             return ImageHeader(size, orientation, image.mode, image.format)
     except Exception:  # PIL's readers raise almost anything on a broken file; what reads the pixels will say what is wrong
         return None
+
+
+def exif_orientation(image: Image.Image, path: str) -> int:
+    """The orientation that OpenCV applies, 1 to 8. PIL's `getexif` would decode PNG files, and take that of XMP, which OpenCV does not."""
+    if image.format == 'TIFF':
+        exif = image.getexif()
+    elif image.format in ('JPEG', 'MPO', 'PNG', 'WEBP'):
+        exif = Image.Exif()
+        exif.load(image.info.get('exif') or (png_exif(path) if image.format == 'PNG' else b''))
+    else:
+        return 1
+    orientation = exif.get(ExifTags.Base.Orientation)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def png_exif(path: str) -> bytes:
+    """The content of the chunk eXIf of a PNG file, which may stand behind the pixels; b'' if there is none."""
+    with open(path, 'rb') as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack('>I4s', head)
+            if kind == b'eXIf':
+                return file.read(length)
+            file.seek(length + 4, os.SEEK_CUR)  # over the checksum too
+    return b''
 
 
 def turns_upright(transforms) -> bool:

@@ -23,6 +23,7 @@ RECIPES = {
     'upernet_vit-base-p16_cae-1600e_8xb2-amp-160k_voc12-512x512': (1e-4, 0.65, 0.1, 0.1, (3, 5, 7, 11), 8000),
 }
 BASE = 'upernet_vit-base-p16_cae-1600e_8xb2-amp-160k_ade20k-512x512'
+OURS = dict(LoadAnnotations='mmcae.LoadLabelMap')
 LARGE = 'upernet_vit-large-p16_cae-1600e_8xb2-amp-160k_ade20k-512x512'
 
 
@@ -136,14 +137,14 @@ def test_learning_rate_of_every_iteration(recipe):
 
 
 def test_pipelines_are_mmsegs(recipe):
-    """Augmentation and layout of ADE20K are those of the config that mmseg documents."""
+    """Augmentation and layout of ADE20K are those of the config that mmseg documents; label maps are checked when they are loaded."""
     ours = recipe(BASE)
     theirs = Config.fromfile(Path(mmseg.__file__).parent / '.mim/configs/_base_/datasets/ade20k.py')
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         got, wanted = ours[loader].dataset, theirs[loader].dataset
         # mmseg's file repeats an argument that it calls deprecated: the dataset decides.
         pipeline = [{k: v for k, v in step.items() if k != 'reduce_zero_label'} for step in wanted.pipeline]
-        assert [dict(step) for step in got.pipeline] == pipeline
+        assert [dict(step) for step in got.pipeline] == [dict(step, type=OURS.get(step['type'], step['type'])) for step in pipeline]
         assert (got.type, got.data_root, got.data_prefix) == (wanted.type, wanted.data_root, wanted.data_prefix)
     assert ours.model.data_preprocessor.seg_pad_val == 255 and ours.model.data_preprocessor.bgr_to_rgb
 
@@ -168,7 +169,7 @@ def test_examples_in_the_documentation(repository, tmp_path):
         path = tmp_path / f'example{number}.py'
         path.write_text(block.replace("'./", f"'{repository / FOLDER}/"))
         configs.append(load_config(path))
-    crop, own = configs
+    crop, own, binary = configs
     assert crop.train_dataloader.dataset.pipeline[3] == dict(type='RandomCrop', crop_size=(640, 640), cat_max_ratio=0.75)
     assert crop.model.backbone.img_size == crop.model.data_preprocessor.size == crop.model.data_preprocessor.test_cfg.size == (640, 640)
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -177,3 +178,7 @@ def test_examples_in_the_documentation(repository, tmp_path):
         assert len(dataset.metainfo.classes) == own.model.decode_head.num_classes == own.model.auxiliary_head.num_classes == 3
         assert dataset.data_prefix.img_path == ('images/train' if loader == 'train_dataloader' else 'images/val')
         assert dataset.pipeline[-1].type == 'PackSegInputs'
+    loaders = [step for step in (*binary.train_dataloader.dataset.pipeline, *binary.val_dataloader.dataset.pipeline) if 'remap' in step]
+    assert [dict(step) for step in loaders] == [dict(type='mmcae.LoadLabelMap', remap={255: 1})] * 2
+    assert binary.tta_pipeline[1].transforms[2][0].remap == {255: 1} and binary.model.decode_head.num_classes == 2
+    assert binary.test_dataloader.dataset.data_prefix.seg_map_path == 'masks/val'

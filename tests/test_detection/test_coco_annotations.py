@@ -378,6 +378,7 @@ def build(folder):
                 data_prefix=dict(img='images/'),
                 metainfo=dict(classes=('cat', 'dog')),
                 filter_cfg=dict(filter_empty_gt=True),
+                serialize_data=False,
                 pipeline=[image, loading, dict(type='PackDetInputs')],
                 **settings,
             )

@@ -25,7 +25,7 @@ def dataset():
 
     def build(root, classes=('cat', 'dog'), **settings):
         init_default_scope('mmdet')
-        settings = dict(pipeline=PIPELINE, filter_cfg=dict(filter_empty_gt=True, min_size=32)) | settings
+        settings = dict(pipeline=PIPELINE, filter_cfg=dict(filter_empty_gt=True, min_size=32), serialize_data=False) | settings
         where = dict(data_root=str(root), ann_file='annotations.json', data_prefix=dict(img='images/'))
         return DATASETS.build(dict(type='mmcae.CocoDataset', metainfo=dict(classes=classes), **where, **settings))
 

@@ -6,8 +6,8 @@ batch_size = 16
 
 # ---- modified sometimes
 num_workers = 1
-train_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+train_pipeline = [dict(type='LoadImageFromFile'), dict(type='mmcae.LoadLabelMap'), dict(type='PackSegInputs')]
+test_pipeline = [dict(type='LoadImageFromFile'), dict(type='mmcae.LoadLabelMap'), dict(type='PackSegInputs')]
 
 # ---- the rest
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'

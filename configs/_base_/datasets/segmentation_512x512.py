@@ -9,7 +9,7 @@ num_workers = 4
 crop_size = (512, 512)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations'),
+    dict(type='mmcae.LoadLabelMap'),
     dict(type='RandomResize', scale=(2048, 512), ratio_range=(0.5, 2.0), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),
@@ -20,7 +20,7 @@ test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
     # After the resizing: predictions are scored at the size of the label maps.
-    dict(type='LoadAnnotations'),
+    dict(type='mmcae.LoadLabelMap'),
     dict(type='PackSegInputs'),
 ]
 
@@ -52,7 +52,7 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True) for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
             [dict(type='RandomFlip', prob=0.0, direction='horizontal'), dict(type='RandomFlip', prob=1.0, direction='horizontal')],
-            [dict(type='LoadAnnotations')],
+            [dict(type='mmcae.LoadLabelMap')],
             [dict(type='PackSegInputs')],
         ],
     ),

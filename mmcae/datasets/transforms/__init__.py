@@ -1,11 +1,14 @@
 """Transforms of the pretraining pipeline: read an image, cut two views from one box, draw a mask."""
 
+from ...registry import TRANSFORMS, register_lazily
 from .loading import LoadImage
 from .masks import BlockMaskGenerator, RandomMaskGenerator
 from .micron_scale import MicronScale
 from .stored_views import StoredViews
 from .tissue import HEDJitter, RandomRotate90
 from .two_view_crop import OneViewCrop, TwoViewCrop
+
+register_lazily(TRANSFORMS, 'mmcae.datasets.transforms.load_label_map', 'LoadLabelMap')
 
 __all__ = [
     'BlockMaskGenerator',

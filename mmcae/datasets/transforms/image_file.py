@@ -85,7 +85,7 @@ class ImageFile:
             # Not every version of OpenCV minds if the end of a file is missing.
             pixels = self.decode_jpeg(reduction) if self.reducible and self.data.endswith(b'\xff\xd9') else None
             if pixels is not None:
-                return self.upright(pixels)
+                return turned(pixels, self.turn)
             if reduction > 1:
                 self.image.draft(None, tuple(side // reduction for side in self.image.size))
             return np.array(to_rgb(ImageOps.exif_transpose(self.image)))
@@ -99,12 +99,6 @@ class ImageFile:
             return None
         return pixels if pixels is None or flags == IN_RGB else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
-    def upright(self, pixels):
-        """Turn pixels (H, W, 3) as the file's EXIF orientation asks for."""
-        rows_reversed, columns_reversed, exchanged = self.turn
-        pixels = pixels[:: -1 if rows_reversed else 1, :: -1 if columns_reversed else 1]
-        return np.ascontiguousarray(pixels.swapaxes(0, 1) if exchanged else pixels)
-
     @contextmanager
     def named_errors(self):
         """Whatever goes wrong while reading is a DataError that names the file."""
@@ -114,6 +108,13 @@ class ImageFile:
             raise DataError(f'{self.path} is listed in the data set but does not exist') from error
         except Exception as error:  # PIL's readers raise almost anything on a broken file
             raise DataError(f'{self.path} cannot be read as an image ({error}): repair it or remove it from the data set') from error
+
+
+def turned(pixels, turn):
+    """Pixels (H, W) or (H, W, channels), turned as an EXIF orientation asks for, by `TURNS`."""
+    rows_reversed, columns_reversed, exchanged = turn
+    pixels = pixels[:: -1 if rows_reversed else 1, :: -1 if columns_reversed else 1]
+    return np.ascontiguousarray(pixels.swapaxes(0, 1) if exchanged else pixels)
 
 
 def to_rgb(image):

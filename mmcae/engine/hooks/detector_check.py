@@ -2,6 +2,7 @@
 
 from mmengine.hooks import Hook
 
+from ...datasets.wrappers import innermost
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, DataError
 
@@ -23,7 +24,7 @@ class CheckDetector(Hook):
     def before_train(self, runner):
         dataset = runner.train_dataloader.dataset
         self.check_classes(runner, dataset, 'train_dataloader')
-        if not any(has_object(dataset.get_data_info(i)) for i in range(len(dataset))):
+        if not any(has_object(part.get_data_info(i)) for part in innermost(dataset) for i in range(len(part))):
             raise DataError(f'train_dataloader: none of its {len(dataset)} images has an object to learn from')
         if runner.val_loop is not None:
             self.before_val(runner)
