@@ -46,7 +46,8 @@ def main():
 def train(args):
     from mmcae.datasets import check_data
     from mmcae.utils.config import load_config, set_work_dir
-    from mmcae.utils.runner import build_runner, is_first, refuse_other_models, require_batches, require_checkpoint
+    from mmcae.utils.resume import choose_checkpoint
+    from mmcae.utils.runner import build_runner, refuse_other_models, require_batches, require_checkpoint
     from mmcae.utils.work_dir import hold_work_dir
 
     cfg = load_config(args.config, args.cfg_options)
@@ -57,7 +58,7 @@ def train(args):
     check_data(cfg, ('train', 'val'))
     with hold_work_dir(cfg, args.launcher):
         if cfg.get('resume'):
-            resume(cfg, announce=is_first())
+            choose_checkpoint(cfg)
         runner = build_runner(cfg, cfg.launcher)
         if cfg.get('resume'):
             refuse_other_models(runner)
@@ -90,26 +91,6 @@ def apply_arguments(cfg, args):
     if (cfg.get('auto_scale_lr') or {}).get('enable'):
         # mmengine leaves gradient accumulation out of its count.
         cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
-
-
-def resume(cfg, announce):
-    """Have the run start from a checkpoint of its own, with optimizer, schedules and counters: the one named, or the newest whole one."""
-    from pathlib import Path
-
-    from mmcae.utils.resume import check_resumable, newest_checkpoint
-
-    if cfg.get('load_from'):
-        if Path(cfg.load_from).exists():
-            check_resumable(cfg.load_from)
-        return
-    hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
-    cfg.load_from, passed_over = newest_checkpoint(cfg.work_dir, hook.get('out_dir'), hook.get('backend_args'))
-    cfg.resume = cfg.load_from is not None
-    if announce:
-        for problem in passed_over:
-            print(f'Not resumed from: {problem}.', flush=True)
-        if not cfg.resume:
-            print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)
 
 
 def summary(cfg, processes):

@@ -1,6 +1,7 @@
 """What training needs beyond mmengine: the paper's schedule, layer-wise learning rates, hooks."""
 
 from .amp import AmpOptimWrapper
+from .deepspeed_strategy import DeepSpeedStrategy
 from .distributed import CPUDistributedDataParallel
 from .hooks import (
     CheckClasses,
@@ -18,7 +19,7 @@ from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .schedulers import WarmupCosineLR
-from .strategies import DeepSpeedStrategy, FSDPStrategy
+from .strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 __all__ = [
     'AmpOptimWrapper',
@@ -30,8 +31,9 @@ __all__ = [
     'CheckpointHook',
     'CheckSample',
     'CompileParts',
-    'DrawReconstructions',
+    'DDPStrategy',
     'DeepSpeedStrategy',
+    'DrawReconstructions',
     'EpochBasedTrainLoop',
     'FSDPStrategy',
     'IterBasedTrainLoop',
@@ -39,5 +41,6 @@ __all__ = [
     'LogProcessor',
     'OnlineProbe',
     'ReportBadFiles',
+    'SingleDeviceStrategy',
     'WarmupCosineLR',
 ]

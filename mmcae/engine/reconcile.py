@@ -93,7 +93,7 @@ def adopt_schedule(runner, checkpoint):
         groups = [*groups, checkpoint['optimizer']['base_param_settings']]
     for new, old in zip(runner.optim_wrapper.param_groups, groups, strict=True):
         old.update({name: value for name, value in new.items() if name not in ('params', 'param_names')})
-    checkpoint.pop('param_schedulers', None)
+    checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
     return True
 
 

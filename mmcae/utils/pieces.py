@@ -8,16 +8,18 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from .errors import CheckpointError
+from .files import sync_folder, write_file
 
 LIST = 'pieces.json'  # name and size in bytes of each piece
 # The piece that tells the state of the training: FSDP's, DeepSpeed's, and DeepSpeed's of ZeRO stage 3.
 FIRST = ('rank0.pth', 'mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_model_states.pt')
-UNFINISHED = 'unfinished.partial'
+UNFINISHED, DELETED = 'unfinished.partial', 'deleted.partial'  # one of each in a folder, where one training alone writes
 
 
 def first_piece(folder: str | Path) -> Path | None:
@@ -55,6 +57,33 @@ def pieces_of(folder: str | Path) -> list[Path]:
     return list(pieces)
 
 
+def read_pieces(folder: str | Path, read: Callable[[Path], dict]) -> dict:
+    """What a checkpoint in pieces holds, as a file of its own would hold it, without the optimizer.
+
+    Args:
+        folder: The checkpoint.
+        read: Reads a piece.
+
+    Returns:
+        Its first piece, with whole tensors.
+
+    Raises:
+        CheckpointError: Pieces are missing, or DeepSpeed has shared out the parameters (ZeRO stage 3).
+    """
+    files, first = pieces_of(folder), first_piece(folder)
+    content = read(first)
+    content.pop('optimizer', None)
+    if first.name == FIRST[2]:
+        raise CheckpointError(f'{folder} has its parameters in pieces of ZeRO stage 3: put them together by zero_to_fp32.py of DeepSpeed')
+    if first.name == FIRST[0] and 'shapes' in content:
+        # Each process has a part of the flattened tensor, in the order of their ranks; some have nothing of it.
+        states = [content['state_dict'], *(read(folder / f'rank{rank}.pth')['state_dict'] for rank in range(1, len(files)))]
+        for name, shape in content.pop('shapes').items():
+            if tuple(states[0][name].shape) != tuple(shape):
+                content['state_dict'][name] = torch.cat([state[name].flatten() for state in states]).reshape(shape)
+    return content
+
+
 def write_piece(content, path: str | Path):
     """Write a file by torch.save and force it onto the disk.
 
@@ -63,13 +92,7 @@ def write_piece(content, path: str | Path):
     """
     with io.BytesIO() as buffer:
         torch.save(content, buffer)
-        try:
-            with open(path, 'wb') as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        write_file(path, buffer.getbuffer())
 
 
 def publish(partial: Path, path: Path):
@@ -81,32 +104,34 @@ def publish(partial: Path, path: Path):
     """
     if partial.is_dir():
         sizes = {piece.name: piece.stat().st_size for piece in sorted(partial.iterdir()) if piece.is_file()}
-        (partial / LIST).write_text(json.dumps(sizes, indent=1) + '\n')
-        for name in (LIST, '.'):
-            sync(partial / name)
+        write_file(partial / LIST, json.dumps(sizes, indent=1) + '\n')
     else:
         sync(partial)
     if path.is_dir():  # a folder that is not empty cannot be replaced in one step
         remove(path)
     partial.replace(path)
-    sync(path.parent)
+    sync_folder(path.parent)
 
 
 def remove(path: Path):
     """Delete a file or folder; of a folder nothing is left under its name, whatever ends the process meanwhile."""
-    if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(f'{path.name}.partial')
-        shutil.rmtree(doomed, ignore_errors=True)
-        path.replace(doomed)
-        shutil.rmtree(doomed)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+    elif path.name != DELETED:
+        remove(path.with_name(DELETED))
+        path.replace(path.with_name(DELETED))
+        shutil.rmtree(path.with_name(DELETED))
+    else:
+        shutil.rmtree(path)
+
+
+def remove_unfinished_pieces(folder: str | Path):
+    """Remove what a killed training has left of checkpoints that it was writing or deleting."""
+    for name in (UNFINISHED, DELETED):
+        remove(Path(folder) / name)
 
 
 def sync(path: Path):
-    """Force a file, or the names in a folder, onto the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Force a file onto the disk."""
+    with open(path, 'rb') as file:
+        os.fsync(file.fileno())

@@ -5,13 +5,59 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import get_file_backend
 
 from ..checkpoints import damaged, read_checkpoint
 from .errors import CheckpointError
-from .pieces import first_piece, pieces_of
+from .pieces import FIRST, first_piece, pieces_of
+from .runner import is_first
 
 RECORD = 'last_checkpoint'  # mmengine's file in the work dir
+
+
+def choose_checkpoint(cfg):
+    """Decide which checkpoint a run goes on from: the one that the config names, or the newest whole one; the first process looks for all.
+
+    Args:
+        cfg (Config): With a work_dir. Its `load_from` is set, and `resume` to whether there is one.
+
+    Raises:
+        CheckpointError: In all processes: it cannot be used, or see :func:`newest_checkpoint`.
+    """
+    told = [None, None, None]
+    if is_main_process():
+        try:
+            told = [*find_checkpoint(cfg), None]
+        except (CheckpointError, OSError) as error:
+            told = [None, None, str(error)]
+    broadcast_object_list(told)
+    cfg.load_from, passed_over, refusal = told
+    if refusal:
+        raise CheckpointError(refusal)
+    cfg.resume = cfg.load_from is not None
+    if is_first():
+        for problem in passed_over:
+            print(f'Not resumed from: {problem}.', flush=True)
+        if not cfg.resume:
+            print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)
+
+
+def find_checkpoint(cfg):
+    """The checkpoint that a run goes on from, None where there is none yet, and what was passed over.
+
+    Raises:
+        CheckpointError: It cannot be used, or see :func:`newest_checkpoint`.
+    """
+    found, passed_over = cfg.get('load_from'), []
+    if found is None:
+        hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
+        found, passed_over = newest_checkpoint(cfg.work_dir, hook.get('out_dir'), hook.get('backend_args'))
+    elif '://' not in found:
+        check_resumable(found)
+    if found is not None and '://' not in found:
+        check_kind(found, cfg.get('strategy') if cfg.get('runner_type') == 'FlexibleRunner' else None)
+    return found, passed_over
 
 
 def newest_checkpoint(work_dir, out_dir=None, backend_args=None):
@@ -131,6 +177,30 @@ def check_resumable(path):
     if age_of(path) is None:
         raise CheckpointError(f'{path} holds weights alone, no state of a training: start from them by load_from or init_cfg')
     check_whole(path)
+
+
+def check_kind(path, strategy):
+    """Refuse a checkpoint that the strategy of a training cannot read.
+
+    Args:
+        path (str | Path): A file, or a folder of pieces.
+        strategy (dict | None): The config's for FlexibleRunner; None for the plain Runner.
+
+    Raises:
+        CheckpointError: It was written by another one.
+    """
+    strategy, piece = strategy or {}, first_piece(path)
+    written = 'one file' if piece is None else 'pieces of FSDP' if piece.name == FIRST[0] else 'pieces of DeepSpeed'
+    reads = 'one file'
+    if 'DeepSpeed' in str(strategy.get('type')):
+        reads = 'pieces of DeepSpeed'
+    elif 'FSDP' in str(strategy.get('type')) and 'FULL' not in str(strategy.get('state_dict_cfg', 'local')).upper():
+        reads = 'pieces of FSDP'
+    if written != reads:
+        raise CheckpointError(
+            f"{path} is {written}, but the config's {strategy.get('type', 'Runner')} resumes from {reads}: resume with the strategy, and "
+            'its state_dict_cfg, that the run was trained with'
+        )
 
 
 def age_of(path):

@@ -47,6 +47,9 @@ def build_runner(cfg, launcher='none'):
         distribute_over_cpus(cfg)
     if cfg.get('runner_type') == 'FlexibleRunner':
         cfg.setdefault('env_cfg', ConfigDict())  # which Runner does by itself
+        cfg.strategy = cfg.get('strategy') or ConfigDict(type='SingleDeviceStrategy' if cfg.launcher == 'none' else 'DDPStrategy')
+        if cfg.strategy.get('type') in ('SingleDeviceStrategy', 'DDPStrategy', 'FSDPStrategy', 'DeepSpeedStrategy'):
+            cfg.strategy.type = f'mmcae.{cfg.strategy.type}'  # with checkpoints that appear whole
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if runner.rank == 0:
         make_portable(runner)
@@ -176,9 +179,9 @@ def distribute_over_cpus(cfg):
         wrapper['type'] = 'mmcae.CPUDistributedDataParallel'
     cfg.model_wrapper_cfg = wrapper
     if cfg.get('runner_type') == 'FlexibleRunner':
-        strategy = cfg.setdefault('strategy', ConfigDict(type='DDPStrategy'))
-        if strategy.type == 'DDPStrategy':
-            strategy.model_wrapper = wrapper
+        cfg.strategy = cfg.get('strategy') or ConfigDict(type='DDPStrategy')
+        if cfg.strategy.get('type') in ('DDPStrategy', 'mmcae.DDPStrategy'):
+            cfg.strategy.model_wrapper = wrapper
 
 
 def require_checkpoint(path):

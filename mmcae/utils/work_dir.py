@@ -7,6 +7,7 @@ from mmengine.dist import broadcast_object_list
 from .errors import DataError
 from .files import remove_unfinished
 from .locks import locked
+from .pieces import remove_unfinished_pieces
 from .runner import choose_launcher, is_first, join_processes
 
 
@@ -32,6 +33,7 @@ def hold_work_dir(cfg, launcher):
             try:
                 stack.enter_context(locked(cfg.work_dir))
                 remove_unfinished(cfg.work_dir)
+                remove_unfinished_pieces(cfg.work_dir)
             except (DataError, OSError) as error:
                 refusal = str(error)
         told = [refusal]

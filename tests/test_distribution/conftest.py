@@ -100,7 +100,7 @@ VARIANTS = dict(
     adamw="optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, eps=1e-6, weight_decay=0.05))",
     ema="custom_hooks = [dict(type='NoteImages'), dict(type='EMAHook', momentum=0.2, priority='ABOVE_NORMAL')]",
     amp="optim_wrapper = dict(type='mmcae.AmpOptimWrapper')",
-    deepspeed="runner_type = 'FlexibleRunner'\n"
+    zero="runner_type = 'FlexibleRunner'\n"
     "strategy = dict(type='mmcae.DeepSpeedStrategy', zero_optimization=dict(stage=1), gradient_clipping=0.5)\n"
     "optim_wrapper = dict(_delete_=True, type='DeepSpeedOptimWrapper', constructor='mmcae.LayerDecayOptimWrapperConstructor',\n"
     "    optimizer=dict(type='AdamW', lr=1e-3, eps=1e-6, weight_decay=0.05))",

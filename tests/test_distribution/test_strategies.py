@@ -68,10 +68,10 @@ def test_only_matrices_are_decayed_when_sharded(train):
 
 @pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='DeepSpeed is an extra')
 def test_deepspeed(train, fork_tool, tmp_path):
-    plain, shared = (train('run', HALF, config=f'{name}.py', processes=2) for name in ('adamw', 'deepspeed'))
+    plain, shared = (train('run', HALF, config=f'{name}.py', processes=2) for name in ('adamw', 'zero'))
     assert_same_training(shared, plain, names=('loss', 'loss_main', 'loss_align'))
-    first = train('first', HALF, 'train_cfg.max_epochs=1', config='deepspeed.py', processes=2)
-    second = train('second', HALF, config='deepspeed.py', processes=2, arguments=('--resume', first.folder / 'epoch_1.pth'))
+    first = train('first', HALF, 'train_cfg.max_epochs=1', config='zero.py', processes=2)
+    second = train('second', HALF, config='zero.py', processes=2, arguments=('--resume', first.folder / 'epoch_1.pth'))
     assert_same_training(second, shared, steps=slice(3, None), names=('loss',))
     source = second.folder / 'epoch_2.pth' / 'mp_rank_00_model_states.pt'
     code, output = fork_tool('tools/model_converters/convert.py', source, tmp_path / 'encoder.pth', '--to', 'encoder')

@@ -8,11 +8,13 @@ import torch
 from mmengine.fileio import LocalBackend, register_backend
 
 from mmcae.utils.errors import CheckpointError
-from mmcae.utils.resume import check_resumable, newest_checkpoint
+from mmcae.utils.pieces import publish
+from mmcae.utils.resume import check_kind, check_resumable, newest_checkpoint
 
 
 def save(path, iteration, written=None, **content):
     meta = dict(iter=iteration, epoch=0) | (dict(mmcae=dict(written=written)) if written else {})
+    path.parent.mkdir(exist_ok=True)
     torch.save(dict(meta=meta, state_dict=dict(w=torch.arange(5000.0)), optimizer={}) | content, path)
     return path
 
@@ -62,6 +64,46 @@ def test_a_flipped_bit_in_the_weights(folder):
     assert found == str(folder / 'recovery_8.pth') and str(path) in problems[0] and 'checksum' in problems[0]
     with pytest.raises(CheckpointError, match='checksum'):
         check_resumable(path)
+
+
+@pytest.fixture
+def in_pieces(folder):
+    """Two newer checkpoints in pieces, of FSDP and of DeepSpeed."""
+    deepspeed = ('mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_optim_states.pt')
+    for name, iteration, pieces in (('recovery_10.pth', 10, ('rank0.pth', 'rank1.pth')), ('epoch_2.pth', 12, deepspeed)):
+        for piece in pieces:
+            save(folder / 'unfinished.partial' / piece, iteration, written=94.0 + iteration)
+        publish(folder / 'unfinished.partial', folder / name)
+    return folder
+
+
+def test_folders_of_pieces_are_checkpoints_too(in_pieces):
+    assert newest_checkpoint(in_pieces) == (str(in_pieces / 'epoch_2.pth'), [])
+    check_resumable(in_pieces / 'recovery_10.pth')
+    (in_pieces / 'epoch_2.pth' / 'mp_rank_00_model_states.pt').unlink()  # interrupted while it was deleted, or copied in part
+    found, problems = newest_checkpoint(in_pieces)
+    assert found == str(in_pieces / 'recovery_10.pth')
+    assert len(problems) == 1 and 'epoch_2.pth is no complete checkpoint: 1 of its 2 pieces' in problems[0]
+    path = in_pieces / 'recovery_10.pth' / 'rank1.pth'
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    found, problems = newest_checkpoint(in_pieces)
+    assert found == str(in_pieces / 'iter_9.pth') and any('rank1.pth is damaged' in problem for problem in problems)
+
+
+def test_pieces_belong_to_the_strategy_that_wrote_them(in_pieces):
+    fsdp, deepspeed, file = in_pieces / 'recovery_10.pth', in_pieces / 'epoch_2.pth', in_pieces / 'iter_9.pth'
+    whole = dict(type='mmcae.FSDPStrategy', state_dict_cfg='full')
+    local, ours = dict(type='mmcae.FSDPStrategy'), dict(type='mmcae.DeepSpeedStrategy')
+    fitting = [(fsdp, local), (deepspeed, ours), (file, None), (file, whole), (file, dict(type='DDPStrategy'))]
+    for path in (fsdp, deepspeed, file):
+        for strategy in (None, whole, local, ours, dict(type='DDPStrategy')):
+            if (path, strategy) in fitting:
+                check_kind(path, strategy)
+            else:
+                with pytest.raises(CheckpointError, match=rf'{path} is .*resumes from .*: resume with the strategy'):
+                    check_kind(path, strategy)
 
 
 def test_other_files_are_left_alone(folder):

@@ -62,6 +62,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.recovery_interval = recovery_interval
         self.due = False
         self.saved = None  # after how many iterations the newest checkpoint was written
+        self.position = {}  # epochs and iterations of the one being written; FlexibleRunner counts them anew, after a validation wrongly
         self.signal, self.asked = 0, None
         self.handlers = {}
 
@@ -108,8 +109,9 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.delete_recoveries(keep=0)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
+        self.position = dict(meta)
         super()._save_checkpoint_with_step(runner, step, meta)
-        self.saved = meta['iter']
+        self.saved, self.position = self.position['iter'], {}
         self.record(runner, self.last_ckpt)
 
     def save_recovery(self, runner):
@@ -168,7 +170,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         record = dict(written=time.time(), epoch_length=len(runner.train_dataloader), max_iters=runner.max_iters)
         if isinstance(loop, ExactLoop):
             record['seed'] = loop.seed
-        checkpoint['meta']['mmcae'] = record
+        checkpoint['meta'].update(self.position, mmcae=record)
         info = checkpoint['message_hub']['runtime_info']
         info.update({name: os.path.basename(path) for name, path in info.items() if is_path(name)})
 
