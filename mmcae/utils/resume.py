@@ -54,6 +54,7 @@ def find_checkpoint(cfg):
         hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
         found, passed_over = newest_checkpoint(cfg.work_dir, hook.get('out_dir'), hook.get('backend_args'))
     elif '://' not in found:
+        found = os.path.expanduser(found)
         check_resumable(found)
     if found is not None and '://' not in found:
         check_kind(found, cfg.get('strategy') if cfg.get('runner_type') == 'FlexibleRunner' else None)
