@@ -76,8 +76,7 @@ class CocoDataset(MMDetCocoDataset):
                 f'{self.objects.reasons() or "images"}; filter_cfg={self.filter_cfg}'
             )
         text = f'{self.ann_file}: {len(infos):,} images, objects: {self.objects.count if self.test_mode else count:,}'
-        if left_out:
-            text += f'. Left out: {self.objects.reasons()}'
+        text += self.objects.summary()
         if len(infos) < len(self.data_list):
             least = (self.filter_cfg or {}).get('min_size', 0)
             small = sum(min(info['width'], info['height']) < least for info in self.data_list)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 from ..utils.errors import DataError
+from .coco_boxes import BoxStatistics
 from .coco_masks import FEW_POINTS, FRACTIONS, NOT_FINITE, ODD, MaskError, check_mask
 from .coco_values import flag, identity, number, numbers, real, shown
 
@@ -39,11 +40,13 @@ class Objects:
         count (int): Objects that can be used.
         left_out (Counter[str]): The number of those that cannot, by reason.
         examples (dict): For each reason the id of one of them.
+        doubts (list[str]): What looks wrong in those that can be used.
     """
 
     count: int = 0
     left_out: Counter = field(default_factory=Counter)
     examples: dict = field(default_factory=dict)
+    doubts: list = field(default_factory=list)
 
     def leave_out(self, reason: str, annotation: Mapping, number: int = 1):
         self.left_out[reason] += number
@@ -55,8 +58,12 @@ class Objects:
         return '; '.join(f'{number:,} {reason} (annotation {self.examples[reason]!r} ...)' for reason, number in parts)
 
     def as_usual(self) -> bool:
-        """Whether nothing was left out but what belongs to COCO files: crowds, objects to be ignored, other categories."""
-        return {*self.left_out} <= {*KEPT}
+        """Whether nothing looks wrong or was left out but what belongs to COCO files: crowds, objects to be ignored, other categories."""
+        return {*self.left_out} <= {*KEPT} and not self.doubts
+
+    def summary(self) -> str:
+        """What was left out and what looks wrong, as sentences after others; '' if there is nothing."""
+        return ''.join([f'. Left out: {self.reasons()}' if self.left_out else '', *(f'. {doubt}' for doubt in self.doubts)])
 
     def remedy(self) -> str:
         """What to do about the most frequent reason."""
@@ -84,8 +91,7 @@ class AnnotationCheck:
         self.needed = ('image_id', 'category_id', 'bbox', 'area', *['segmentation'] * masks, *['iscrowd'] * scored)
         self.objects = Objects()
         self.number = 0  # of annotations
-        # Boxes, read as corners: do all lie in their images? how many reach beyond them by more than a tenth, read as they should be?
-        self.may_be_corners, self.beyond, self.example = True, 0, None
+        self.boxes = BoxStatistics()
 
     def __call__(self, annotation: dict) -> bool:
         name = f'{self.path}: annotation {annotation["id"]}'
@@ -165,22 +171,14 @@ class AnnotationCheck:
             return NOT_FINITE
         if all(0 <= value <= 1 for value in box) and max(size) > 1:
             return FRACTIONS
-        self.look_for_corners(annotation, box, size)
         if width <= 0 or height <= 0:
             return EMPTY
         if left >= size[1] or top >= size[0] or left + width <= 0 or top + height <= 0:
             return OUTSIDE
+        self.boxes.add(annotation, box, size, mask_box)
         if mask_box and not overlap((left, top, left + width, top + height), mask_box):
             return ELSEWHERE
         return None
-
-    def look_for_corners(self, annotation: dict, box: list, size: tuple):
-        """Note what a box would be if it were (left, top, right, bottom)."""
-        height, width = size
-        self.may_be_corners &= box[0] < box[2] <= width + 1 and box[1] < box[3] <= height + 1
-        if box[0] + box[2] > 1.1 * width or box[1] + box[3] > 1.1 * height:
-            self.beyond += 1
-            self.example = self.example or (annotation['id'], annotation['bbox'], size)
 
     def conclude(self):
         """Judge the file as a whole, once all annotations are checked."""
@@ -191,13 +189,8 @@ class AnnotationCheck:
                 f"{objects.examples[FRACTIONS]!r} first. They look like fractions of the image, as in YOLO's format; COCO's are pixels: "
                 'multiply them by the width and height of their image, and make a box of its left, top, width and height'
             )
-        if self.may_be_corners and self.beyond:
-            name, box, (height, width) = self.example
-            raise DataError(
-                f'{self.path}: the boxes look like (left, top, right, bottom); COCO has (left, top, width, height). Read in that way, '
-                f'{self.beyond:,} of {self.number:,} reach far beyond their images, the first is annotation {name!r} with {box} in an '
-                f'image of {width}x{height} pixels (width x height). Subtract left from right and top from bottom'
-            )
+        self.boxes.judge(self.path)
+        objects.doubts = self.boxes.doubts()
         if self.number and not objects.count:
             raise DataError(
                 f'{self.path}: none of its {self.number:,} annotations can be used, so there is no object to learn from or to score. '

@@ -45,6 +45,7 @@ def check_annotations(
     check = AnnotationCheck(path, check_images(content['images'], path), categories, masks, polygons, scored)
     annotations = [annotation for annotation in content.get('annotations', ()) if check(annotation)]
     check.conclude()
+    check_names(content['images'], annotations, path)
     if 'annotations' in content:
         content['annotations'] = annotations
     for i, annotation in enumerate(annotations, 1):
@@ -131,6 +132,24 @@ def check_images(images: list, path: str) -> dict:
     if len({type(key) for key, _ in found.values()}) > 1:
         raise DataError(f'{path}: the ids of some images are numbers, those of others texts, which COCO cannot sort: use one kind')
     return found
+
+
+def check_names(images: list, annotations: list, path: str):
+    """An image that is listed more than once has the same objects each time; else those of one entry were background in the others."""
+    listed = {}
+    for image in images:
+        listed.setdefault(image['file_name'], []).append(image['id'])
+    listed = {name: ids for name, ids in listed.items() if len(ids) > 1}
+    objects = {number: set() for ids in listed.values() for number in ids}
+    for annotation in annotations if objects else ():
+        if annotation['image_id'] in objects:
+            objects[annotation['image_id']].add((annotation['category_id'], *annotation['bbox']))
+    for name, ids in listed.items():
+        if any(objects[number] != objects[ids[0]] for number in ids):
+            raise DataError(
+                f'{path}: the images {ids[0]!r} and {ids[1]!r} are the same file, {name}, with other objects each ({len(listed):,} files '
+                'are listed more than once). List an image once, and let all its annotations refer to that entry'
+            )
 
 
 def quoted(names: Sequence[str], most: int = 12) -> str:

@@ -40,7 +40,7 @@ class CocoMetric(MMDetCocoMetric):
                 '(tools/test.py: --out NAME)'
             )
         if not coco.objects.as_usual():
-            print_log(f'Not scored in {ann_file}: {coco.objects.reasons()}', 'current', logging.WARNING)
+            print_log(f'Scored by {ann_file}{coco.objects.summary()}', 'current', logging.WARNING)
         if settings.get('sort_categories'):
             coco.dataset['categories'].sort(key=lambda category: category['id'])
         self._coco_api = coco

@@ -224,17 +224,61 @@ def test_fractions(scored):
     assert objects.count == 100 and 'coordinates from 0 to 1' in objects.reasons()
 
 
-def test_corners():
+def from_corners(boxes, area=None):
+    """Annotations whose boxes are corners (left, top, right, bottom)."""
+    found = []
+    for i, (left, top, right, bottom) in enumerate(boxes):
+        box = (left, top, right - left, bottom - top)
+        found.append(annotation(i, (left, top, right, bottom), area=area or box[2] * box[3], segmentation=[polygon(box)]))
+    return found
+
+
+CORNERS = 'look like \\(left, top, right, bottom\\)'
+
+
+def test_corners_beyond_the_image():
     boxes = [(4, 5, 12, 10), (20, 15, 38, 29), (15, 3, 40, 30)]
+    with pytest.raises(DataError, match=rf'{CORNERS}; .*2 of 3 .*annotation 1 with \[20, 15, 38, 29\] in an image of 40x30'):
+        check_boxes(from_corners(boxes, area=50))
 
-    def corners(boxes):
-        return [annotation(i, box, segmentation=[[box[0], box[1], box[2], box[1], box[2], box[3]]]) for i, box in enumerate(boxes)]
 
-    with pytest.raises(DataError, match=r'look like \(left, top, right, bottom\).*2 of 3 .*annotation 1 with \[20, 15, 38, 29\]'):
-        check(*corners(boxes))
-    # One box that is none with corners: they are as COCO has them, if sloppily drawn.
-    _, objects = check(*corners([*boxes, (20, 5, 10, 20)]))
-    assert objects.count == 4
+def check_boxes(annotations):
+    return check_annotations(content(*annotations), 'a.json', ('cat', 'dog'))
+
+
+@pytest.mark.parametrize('masks', [True, False])
+def test_corners_within_the_image(masks):
+    """Masks give them away, or areas."""
+    annotations = from_corners([(2, 1, 12, 10), (3, 4, 20, 14), (1, 1, 15, 12)], area=60 if masks else None)
+    with pytest.raises(DataError, match=rf'{CORNERS}; .*[23] of 3'):
+        check(*annotations) if masks else check_boxes(annotations)
+
+
+def test_boxes_that_are_no_corners():
+    """Large boxes that could be corners, and one that reaches beyond its image, drawn in a hurry."""
+    boxes = [(1, 2, 30, 20), (3, 4, 25, 21), (2, 2, 36, 27), (20, 5, 10, 20), (20, 5, 30, 20)]
+    _, objects = check(*(annotation(i, box, area=box[2] * box[3]) for i, box in enumerate(boxes)))
+    assert objects.count == 5 and objects.doubts == ['1 boxes reach far beyond their image (annotation 4 ...)'] and not objects.as_usual()
+    _, objects = check(*(annotation(i, box, area=box[2] * box[3]) for i, box in enumerate(boxes[:3])))
+    assert objects.count == 3 and objects.as_usual()
+
+
+def test_boxes_that_do_not_fit_their_masks():
+    """Such as by their centres."""
+    _, objects = check(*(annotation(i, (14, 11, 20, 12), segmentation=[polygon(BOX)]) for i in range(3)))
+    assert objects.summary() == '. 3 boxes do not fit their masks (annotation 0 ...)'
+
+
+def test_images_that_are_listed_twice():
+    """Right with the same objects each time; otherwise those of one entry are background in the other."""
+    images = [dict(IMAGE, id=i) for i in range(2)]
+    _, objects = check(annotation(1), annotation(2, image_id=1), images=images)
+    assert objects.count == 2
+    with pytest.raises(DataError, match=r'the images 0 and 1 are the same file, 0\.png, with other objects each'):
+        check(annotation(1), annotation(2, (1, 1, 9, 9), image_id=1), images=images)
+
+
+IMAGE = dict(id=0, file_name='0.png', height=HEIGHT, width=WIDTH)
 
 
 # ---- what is read
@@ -303,9 +347,6 @@ def test_crowds_by_truth_values():
 def test_annotations_that_are_refused(changes, message):
     with pytest.raises(DataError, match=f'a.json: {message}'):
         check(annotation(**{'id': 7, **changes}))
-
-
-IMAGE = dict(id=0, file_name='0.png', height=HEIGHT, width=WIDTH)
 
 
 @pytest.mark.parametrize(
