@@ -4,10 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ..utils.errors import DataError
 
@@ -35,7 +32,7 @@ def read_scalars(work_dir: str | Path) -> Series:
     return series
 
 
-def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
+def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()) -> Figure:
     """One panel per quantity, one line per run.
 
     Args:
@@ -43,7 +40,7 @@ def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
         names: Quantities to plot; by default all losses and metrics logged more than once, without learning rates, times and the like.
 
     Returns:
-        matplotlib.figure.Figure
+        A figure that belongs to no window and to no backend of pyplot's.
 
     Raises:
         DataError: A quantity that no run has logged.
@@ -60,7 +57,8 @@ def plot_curves(runs: Mapping[str, Series], names: Sequence[str] = ()):
         )
     columns = 2 if len(names) in (2, 4) else min(3, len(names))
     rows = -(-len(names) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.2 * columns, 3 * rows), squeeze=False, layout='constrained')
+    figure = Figure(figsize=(4.2 * columns, 3 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, name in zip(axes.flat, names, strict=False):
         for number, (label, series) in enumerate(runs.items()):
             if name in series:

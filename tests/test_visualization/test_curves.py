@@ -1,6 +1,9 @@
 """Curves: every logged point, from the newest log, one line per run."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -60,3 +63,20 @@ def test_quantities_can_be_chosen_and_runs_compared(work_dir):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['first', 'second']
     with pytest.raises(DataError, match='accuracy.*there are loss, lr, time, accuracy/top1'):
         plot_curves(runs, ['accuracy'])
+
+
+def test_drawing_leaves_the_backend_alone(tmp_path):
+    """In a notebook or a window of the user's: importing our modules and drawing with them switches nothing, and opens no figure."""
+    code = (
+        'import pkgutil, importlib, sys, matplotlib, mmcae.visualization as v\n'
+        'for module in pkgutil.iter_modules(v.__path__): importlib.import_module(f"mmcae.visualization.{module.name}")\n'
+        'from mmcae.visualization.curves import plot_curves\n'
+        'from mmcae.visualization.sheet import save_picture\n'
+        'save_picture(plot_curves(dict(a=dict(loss=[(1, 2.0), (2, 1.0)]))), "curves.png")\n'
+        'assert matplotlib.get_backend() == "template"\n'
+        'assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()\n'
+    )
+    environment = dict(os.environ, MPLBACKEND='template')  # one that matplotlib has and nobody would choose
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'curves.png').stat().st_size > 1000
