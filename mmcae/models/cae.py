@@ -51,6 +51,9 @@ class CAE(BaseSelfSupervisor):
         init_cfg: dict | None = None,
     ):
         super().__init__(backbone, target_generator=target_generator, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+        if not hasattr(self.backbone, 'check_pretrainable'):
+            raise ConfigError(f'CAE encodes the visible patches alone, which {type(self.backbone).__name__} cannot: set mmcae.CAEViT')
+        self.backbone.check_pretrainable()
         self.regressor = MODELS.build(regressor)
         self.decoder = MODELS.build(self.with_outputs(decoder))
         self.align_loss_weight = align_loss_weight

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..utils.errors import ConfigError
 from .attention import attend
+from .open_sizes import is_open, resize_to_open_grid
 from .relative_position import relative_position_bias, table_length
 from .windows import window_attention
 
@@ -154,13 +155,15 @@ def resize_position_table(table: Tensor, source: tuple[int, int], grid: tuple[in
     Args:
         table: (1, h * w, C) in raster order, without the cls token.
         source: (h, w) of the table.
-        grid: (h, w) wanted.
+        grid: (h, w) wanted. What a tracer leaves open is sampled by scale.
         by_scale: Let the scale factor `(wanted + 0.1) / source` place the samples (what the detection protocol does at every
             forward), not the two sizes (what is done once, when a checkpoint is loaded). The values differ slightly.
 
     Returns:
         (1, grid[0] * grid[1], C); the table itself where the grids are equal.
     """
+    if is_open(*grid):
+        return resize_to_open_grid(table, source, grid)
     if tuple(source) == tuple(grid):
         return table
     maps = table.reshape(1, *source, -1).permute(0, 3, 1, 2)

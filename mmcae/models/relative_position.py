@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .open_sizes import is_open, is_recorded
+
 # Beyond the offsets between patches the table has one row each for cls -> patch, patch -> cls and cls -> cls.
 CLS_ROWS = 3
 
@@ -22,7 +24,8 @@ def relative_position_bias(table: Tensor, source: tuple[int, int], grid: tuple[i
         (heads, 1 + h * w, 1 + h * w) in the table's dtype.
     """
     table = resize_bias_table(table, source, grid)
-    index = relative_position_index(*grid, table.device)
+    make_index = relative_position_index.__wrapped__ if is_recorded() else relative_position_index
+    index = make_index(*grid, table.device)
     return table[index.flatten()].reshape(*index.shape, -1).permute(2, 0, 1)
 
 
@@ -33,8 +36,8 @@ def table_length(grid: tuple[int, int]) -> int:
 
 def resize_bias_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
     """Bicubic resizing of a table (rows, heads) from one patch grid to another; the rows that concern cls stay."""
-    if tuple(source) == tuple(grid):
-        return table
+    if not is_open(*grid) and tuple(source) == tuple(grid):
+        return table  # which resizing would leave as it is
     offsets, of_cls = table[:-CLS_ROWS], table[-CLS_ROWS:]
     maps = offsets.T.reshape(1, -1, 2 * source[0] - 1, 2 * source[1] - 1)
     maps = F.interpolate(maps, size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode='bicubic', align_corners=False)

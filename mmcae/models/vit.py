@@ -1,7 +1,7 @@
 """CAEViT: the vision transformer that pretraining trains and classification, detection and segmentation use."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from ..checkpoints import load_encoder, pretrained_source
 from ..registry import MODELS
 from ..utils.errors import CheckpointError, ConfigError
 from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, resize_position_table, sincos_position_table
+from .open_sizes import is_open, is_recorded
 from .relative_position import CLS_ROWS, resize_bias_table, table_length
 
 # The authors' sizes: tiny and small have 12 heads too.
@@ -65,7 +66,8 @@ class CAEViT(BaseModule):
         window_size: Height and width, in patches, of the windows within which patches attend, see :func:`.windows.window_attention`:
             cheaper on large images (ViTDet, arXiv 2203.16527). A relative position bias is then learnt for a window. None: no windows.
         global_blocks: With windows, the blocks, numbered from 0, in which all tokens attend to all.
-        out_indices: Blocks after which :meth:`forward` gives an output; negative ones count from the end.
+        out_indices: Blocks after which :meth:`forward` gives an output, in this order, a block as often as it is named; negative ones
+            count from the end. What comes after the last of them is neither run nor trained.
         out_type: What :meth:`forward` gives for each of them: 'cls_token' (B, C); 'avg_featmap' (B, C), the final norm of the mean
             over the patch tokens; 'featmap' (B, C, h, w), contiguous; 'raw' (B, 1 + h * w, C), the cls token first.
         final_norm: Apply the final LN to the output of the last block. The dense protocols of the paper do without.
@@ -163,23 +165,23 @@ class CAEViT(BaseModule):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """One output per entry of `out_indices`, of the kind `out_type`, for images (B, in_channels, H, W)."""
         x, grid = self.embed(images)
-        outputs = []
-        for depth, block in enumerate(self.blocks):
+        outputs = {}
+        for depth, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
             x = self.run(block, x, grid)
             if depth in self.out_indices:
-                outputs.append(self.output(x, grid, last=depth == self.num_layers - 1))
-        return tuple(outputs)
+                outputs[depth] = self.output(x, grid, last=depth == self.num_layers - 1)
+        return tuple(outputs[depth] for depth in self.out_indices)
 
     def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Images (B, in_channels, H, W) -> tokens (B, 1 + n, C) with their positions, and the whole patch grid (h, w)."""
         grid = self.grid_of(images.shape[-2:])
         positions = self.positions(grid).to(images.dtype)
         x = self.patch_embed(images, index) + (positions[:, 1:] if index is None else pick(positions[:, 1:], index))
-        cls = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat((cls.to(x.dtype), x), dim=1), grid
 
     def run(self, block: Block, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled():
+        if self.with_cp and torch.is_grad_enabled() and not is_recorded():
             return checkpoint(block, x, grid, use_reentrant=False)
         return block(x, grid)
 
@@ -194,11 +196,14 @@ class CAEViT(BaseModule):
         if self.out_type == 'raw':
             return x
         # Contiguous, because mmcv's RoIAlign on CPU misreads maps that keep the tokens' memory layout.
-        return x[:, 1:].transpose(1, 2).reshape(len(x), -1, *grid).contiguous()
+        return x[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
 
     def grid_of(self, size: Sequence[int]) -> tuple[int, int]:
         """The patch grid (h, w) of an image of (height, width) pixels."""
         height, width = size
+        if is_open(height, width):
+            # Rounded up: recorded like this, sizes that the patches do not tile have more positions than patches, and fail.
+            return tuple((side + patch - 1) // patch for side, patch in zip(size, self.patch_size, strict=True))
         if height % self.patch_size[0] or width % self.patch_size[1] or not height * width:
             raise ConfigError(
                 f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {"x".join(map(str, self.patch_size))}: '
@@ -208,17 +213,39 @@ class CAEViT(BaseModule):
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1, 1 + h * w, C) for a patch grid (h, w); that of cls comes first and does not change."""
-        if grid == self.grid:
+        if not is_open(*grid) and grid == self.grid:
             return self.pos_embed
         patches = resize_position_table(self.pos_embed[:, 1:], self.grid, grid, by_scale=True)
         return torch.cat((self.pos_embed[:, :1], patches), dim=1)
 
     def absolute_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        indices = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
-        wrong = [i for i in indices if not -self.num_layers <= i < self.num_layers]
-        if wrong:
-            raise ConfigError(f'out_indices {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
-        return tuple(sorted(i % self.num_layers for i in indices))
+        indices = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
+        wrong = [i for i in indices if type(i) is not int or not -self.num_layers <= i < self.num_layers]
+        if wrong or not indices:
+            raise ConfigError(f'out_indices {wrong} name no block: give some of the {self.num_layers} of this encoder, numbered from 0')
+        return tuple(i % self.num_layers for i in indices)
+
+    def check_pretrainable(self):
+        """Fail where an argument that other tasks need does not go together with pretraining, in which the encoder sees parts of images.
+
+        Raises:
+            ConfigError: Names the argument, and why not.
+        """
+        depth = self.num_layers
+        for wrong, reason in {
+            'use_rel_pos_bias=True': self.blocks[0].attn.bias_grid
+            and 'the encoder sees only the visible patches, and the paper learns the bias afterwards: set it for fine-tuning',
+            f'window_size={self.window_size}': self.window_size
+            and 'windows consist of all patches of an image, and the encoder sees only the visible ones: set it for detection',
+            'final_norm=False': isinstance(self.norm, nn.Identity)
+            and 'regressor and alignment compare latents behind the final norm, which every checkpoint has to hold: leave it out',
+            f'out_indices={self.out_indices}': max(self.out_indices) < depth - 1
+            and f'the blocks behind are not trained then, and pretraining needs all {depth}: leave it out',
+            f'frozen_stages={self.frozen_stages}': self.frozen_stages == depth
+            and f'nothing of the encoder would learn: freeze fewer than its {depth} blocks',
+        }.items():
+            if reason:
+                raise ConfigError(f'backbone.{wrong} cannot be pretrained: {reason}')
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """(layer, number of layers) of a parameter for layer-wise learning rates, by mmpretrain's contract.
@@ -266,13 +293,16 @@ class CAEViT(BaseModule):
         return fitted
 
     def frozen_modules(self) -> list[nn.Module]:
-        if self.frozen_stages < 0:
-            return []
-        frozen = [self.patch_embed, *self.blocks[: self.frozen_stages]]
+        frozen = [] if self.frozen_stages < 0 else [self.patch_embed, *self.blocks[: self.frozen_stages]]
         return [*frozen, self.norm] if self.frozen_stages == self.num_layers else frozen
 
+    def unused_modules(self) -> list[nn.Module]:
+        """What no output comes from. Distributed training stops at parameters without a gradient that it expects one for."""
+        last = max(self.out_indices)
+        return [] if last == self.num_layers - 1 else [*self.blocks[last + 1 :], self.norm]
+
     def freeze(self):
-        for module in self.frozen_modules():
+        for module in [*self.frozen_modules(), *self.unused_modules()]:
             module.requires_grad_(False).eval()
         if self.frozen_stages >= 0:
             self.cls_token.requires_grad_(False)

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.errors import ConfigError
 from .attention import attend
+from .open_sizes import is_open, is_recorded
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], window: int, bias: Tensor | None = None) -> Tensor:
@@ -26,13 +28,23 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], win
 
     Returns:
         (B, heads, 1 + h * w, d).
+
+    Raises:
+        ConfigError: `torch.export` with open image sizes, whose reasoning about sizes does not follow windows.
     """
+    if is_open(*grid) and not torch.jit.is_tracing():
+        raise ConfigError('torch.export takes an encoder with windows at one image size: leave height and width out of dynamic_shapes')
+    rows, columns = windows_along(grid, window)
     windows = split(q[:, :, 1:], grid, window)
-    count = len(windows) // len(q)
-    keys, values = (torch.cat((x[:, :, :1].repeat_interleave(count, 0), split(x[:, :, 1:], grid, window)), dim=2) for x in (k, v))
+
+    def for_each_window(x):  # (B, heads, n, d) -> (B * count, heads, n, d)
+        return x[:, None].expand(-1, rows * columns, -1, -1, -1).flatten(0, 1)
+
+    keys, values = (torch.cat((for_each_window(x[:, :, :1]), split(x[:, :, 1:], grid, window)), dim=2) for x in (k, v))
     mask, cls_mask = None, None
-    if grid[0] % window or grid[1] % window:
-        mask = inside(*grid, window, q.device).repeat(len(q), 1, 1, 1)
+    if is_open(*grid) or grid[0] % window or grid[1] % window:
+        make_mask = inside.__wrapped__ if is_recorded() else inside
+        mask = make_mask(*grid, window, q.device)[None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
     if bias is not None:
         patch_bias = bias[:, 1:]
         mask = patch_bias if mask is None else torch.where(mask, patch_bias, -torch.inf)
@@ -42,17 +54,23 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], win
     return torch.cat((cls, merge(patches, grid, window)), dim=2)
 
 
+def windows_along(grid: tuple[int, int], window: int) -> tuple[int, int]:
+    """How many windows it takes for the rows and for the columns of a grid."""
+    return (grid[0] + window - 1) // window, (grid[1] + window - 1) // window
+
+
 def split(patches: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     """Patches (B, heads, h * w, d) -> windows (B * count, heads, window ** 2, d), in raster order, with zeros where they stick out."""
+    rows, columns = windows_along(grid, window)
     x = patches.unflatten(2, grid)
-    x = F.pad(x, (0, 0, 0, -grid[1] % window, 0, -grid[0] % window))
-    x = x.unflatten(3, (-1, window)).unflatten(2, (-1, window))  # (B, heads, rows, window, columns, window, d)
+    x = F.pad(x, (0, 0, 0, columns * window - grid[1], 0, rows * window - grid[0]))
+    x = x.unflatten(3, (columns, window)).unflatten(2, (rows, window))  # (B, heads, rows, window, columns, window, d)
     return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
 
 def merge(windows: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     """The inverse of :func:`split`, without the padding."""
-    rows, columns = (-(-side // window) for side in grid)
+    rows, columns = windows_along(grid, window)
     x = windows.unflatten(0, (-1, rows, columns)).unflatten(4, (window, window))  # (B, rows, columns, heads, window, window, d)
     x = x.permute(0, 3, 1, 4, 2, 5, 6).flatten(4, 5).flatten(2, 3)
     return x[:, :, : grid[0], : grid[1]].flatten(2, 3)

@@ -36,7 +36,7 @@ def attention_maps(encoder: CAEViT, images: Tensor, block: int = -1) -> Tensor:
     hook = attention.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
     try:
         with torch.no_grad():
-            encoder(images)
+            encoder.encode(images)  # all blocks, whatever out_indices says
     finally:
         hook.remove()
     (tokens,) = inputs

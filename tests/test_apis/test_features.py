@@ -323,7 +323,7 @@ def test_encoders_that_cannot_be_used(tiny_cae, images):
     with pytest.raises(ConfigError, match='4 channels'):
         extract_features(tiny_cae(backbone=dict(in_channels=4)).backbone, images)
     with pytest.raises(ConfigError, match='one block'):
-        extract_features(tiny_cae(backbone=dict(out_indices=(0, 1))).backbone, images)
+        extract_features(tiny_cae(backbone=dict(out_indices=(0, 2))).backbone, images)
 
 
 @pytest.mark.parametrize('channels', [1, 5])

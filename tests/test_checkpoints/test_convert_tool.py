@@ -14,6 +14,7 @@ from reference.examples import example
 
 from mmcae.apis import load_cae, load_encoder
 from mmcae.checkpoints import encoder_of, read_checkpoint, to_mmpretrain, to_official
+from mmcae.models import CAEViT
 
 TOOL = 'tools/model_converters/convert.py'
 CONFIG = "model = dict(backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64),\n"
@@ -118,10 +119,12 @@ def test_timm_computes_the_same(convert, source, tmp_path, pool, out_type):
 
 
 @torch.no_grad()
-def test_timm_with_bias_tables_and_other_sizes(convert, tiny_cae, tmp_path):
-    backbone = dict(use_rel_pos_bias=True, in_channels=4, patch_size=8, img_size=32, layer_scale_init_value=0)
-    backbone['arch'] = dict(embed_dims=48, num_layers=3, num_heads=4, feedforward_channels=96)
-    model = tiny_cae(backbone=backbone).backbone.eval()
+def test_timm_with_bias_tables_and_other_sizes(convert, tmp_path):
+    arch = dict(embed_dims=48, num_layers=3, num_heads=4, feedforward_channels=96)
+    settings = dict(use_rel_pos_bias=True, in_channels=4, patch_size=8, img_size=32, layer_scale_init_value=0)
+    model = CAEViT(arch, **settings).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
     torch.save(model.state_dict(), tmp_path / 'encoder.pth')
     code, output = convert(tmp_path / 'encoder.pth', tmp_path / 'x.safetensors', '--to', 'timm', '--num-heads', 4)
     assert code == 0, output

@@ -7,6 +7,7 @@ from mmengine.optim import OptimWrapper
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from mmcae.models import CAE
 from mmcae.models.cae import split_patches
 from mmcae.models.tokenizers.base import Tokenizer
 from mmcae.registry import MODELS
@@ -292,6 +293,35 @@ def test_without_tokenizer_there_is_nothing_to_train(tiny_cae, batch):
 def test_parts_that_do_not_fit(tiny_cae, settings, message):
     with pytest.raises(ConfigError, match=message):
         tiny_cae(**settings)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'reason'),
+    [
+        (dict(use_rel_pos_bias=True), 'use_rel_pos_bias=True cannot be pretrained: the encoder sees only the visible patches'),
+        (dict(window_size=2), 'window_size=2 cannot be pretrained: windows consist of all patches'),
+        (dict(window_size=2, global_blocks=(0, 1, 2)), 'window_size=2 cannot be pretrained'),
+        (dict(final_norm=False), 'final_norm=False cannot be pretrained: .* leave it out'),
+        (dict(out_indices=(0, 1)), r'out_indices=\(0, 1\) cannot be pretrained: the blocks behind are not trained then'),
+        (dict(frozen_stages=3), 'frozen_stages=3 cannot be pretrained: .* freeze fewer than its 3 blocks'),
+        (dict(_delete_=True, type='mmpretrain.VisionTransformer'), 'VisionTransformer cannot: set mmcae.CAEViT'),
+    ],
+)
+def test_encoders_that_cannot_be_pretrained_say_why(tiny_cae, settings, reason):
+    if settings.pop('_delete_', False):
+        with pytest.raises(ConfigError, match=reason):
+            CAE(backbone=settings, regressor=dict(type='mmcae.LatentContextualRegressor'), decoder=dict(type='mmcae.CAEDecoder'))
+    else:
+        with pytest.raises(ConfigError, match=f'backbone.{reason}'):
+            tiny_cae(backbone=settings)
+
+
+@pytest.mark.parametrize('settings', [dict(out_type='featmap'), dict(frozen_stages=2), dict(out_indices=(0, 2)), dict(with_cp=True)])
+def test_encoders_that_can(tiny_cae, batch, settings):
+    """Other arguments change nothing, or what they say: the loss reaches every parameter that is not frozen."""
+    model = tiny_cae(backbone=settings, target_generator=ColourTokens())
+    sum(loss for name, loss in model.loss([batch[0], batch[1]], samples_of(batch[2])).items() if 'loss' in name).backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize('style', ['xavier', 'beit'])

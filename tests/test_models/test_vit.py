@@ -62,7 +62,9 @@ def test_own_architecture():
         (dict(arch=dict(ARCH, depth=2)), r"unknown keys \['depth'\]"),
         (dict(img_size=65), '65x65 pixels .* not tiled by patches of 16x16'),
         (dict(out_type='mean'), "out_type='mean' is none of"),
-        (dict(out_indices=(0, 3)), r'out_indices \[3\] name no block: this encoder has 3'),
+        (dict(out_indices=(0, 3)), r'out_indices \[3\] name no block: give some of the 3 of this encoder'),
+        (dict(out_indices=()), r'out_indices \[\] name no block'),
+        (dict(out_indices=('1', True, 1.0)), r"out_indices \['1', True, 1.0\] name no block"),
         (dict(frozen_stages=4), r'frozen_stages=4 must lie in \[-1, 3\]'),
     ],
 )
@@ -135,9 +137,9 @@ def test_average_is_normalised_after_pooling():
 
 @torch.no_grad()
 def test_out_indices():
-    """One output per block asked for, in the order of depth; only the last block's is normalised."""
+    """One output per block asked for; only the last block's is normalised."""
     x = images()
-    model = make(out_type='featmap', out_indices=(0, -1, 1))
+    model = make(out_type='featmap', out_indices=(0, 1, -1))
     assert model.out_indices == (0, 1, 2)
     maps = model(x)
     assert len(maps) == 3
@@ -148,6 +150,30 @@ def test_out_indices():
     assert isinstance(plain.norm, nn.Identity)
     torch.testing.assert_close(plain(x)[1], maps[1])
     assert not torch.allclose(plain(x)[2], maps[2], atol=1e-3)
+
+
+@torch.no_grad()
+def test_outputs_come_in_the_order_asked_for_and_as_often():
+    x = images()
+    first, second, third = make(out_type='featmap', out_indices=(0, 1, 2))(x)
+    found = make(out_type='featmap', out_indices=[2, 0, -1, 1])(x)
+    for output, wanted in zip(found, (third, first, third, second), strict=True):
+        assert torch.equal(output, wanted)
+
+
+@pytest.mark.parametrize('out_indices', [0, (1, 0), -2, (0, 1, 2), (-1, 0)])
+def test_blocks_that_no_output_needs_are_neither_run_nor_trained(monkeypatch, out_indices):
+    """Nor is the final norm, which is that of the last block."""
+    model, run = make(out_type='raw', out_indices=out_indices).train(), []
+    for number, block in enumerate(model.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: run.append(number))
+    sum(output.square().sum() for output in model(images())).backward()
+    last = max(model.out_indices)
+    assert run == list(range(last + 1))
+    # Every parameter that asks for a gradient gets one, as distributed training wants it.
+    for name, parameter in model.named_parameters():
+        needed = last == 2 or not name.startswith(('norm.', *(f'blocks.{number}.' for number in range(last + 1, 3))))
+        assert parameter.requires_grad == needed == (parameter.grad is not None), name
 
 
 def test_picked_patches_are_those_of_the_whole_image():

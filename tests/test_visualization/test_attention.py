@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmcae.models import CAEViT
 from mmcae.utils.errors import ConfigError
 from mmcae.visualization.attention import attention_maps, attention_sheet, overlay
 
@@ -11,8 +12,10 @@ from mmcae.visualization.attention import attention_maps, attention_sheet, overl
 @pytest.mark.parametrize('bias', [False, True])
 @pytest.mark.parametrize('size', [(64, 64), (32, 96)])
 @pytest.mark.parametrize('block', [-1, 0])
-def test_weights_are_those_the_model_uses(tiny_cae, monkeypatch, bias, size, block):
-    encoder = tiny_cae(backbone=dict(use_rel_pos_bias=bias)).backbone.eval()
+def test_weights_are_those_the_model_uses(monkeypatch, bias, size, block):
+    encoder = CAEViT(dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64, use_rel_pos_bias=bias).eval()
+    for parameter in encoder.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
     images = torch.randn(2, 3, *size)
     maps = attention_maps(encoder, images, block)
     seen = []
@@ -38,6 +41,8 @@ def test_the_model_is_left_as_it_was(tiny_cae):
     attention_maps(encoder, images)
     torch.testing.assert_close(encoder(images)[0], before)
     assert not encoder.blocks[-1].attn._forward_pre_hooks
+    encoder.out_indices = (0,)  # whose outputs need the first block alone
+    assert attention_maps(encoder, images).shape == (1, 4, 4, 4)
     with pytest.raises(ConfigError, match='has 3'):
         attention_maps(encoder, images, block=3)
 
