@@ -6,6 +6,7 @@ import os
 import torch
 from mmengine._strategy import DeepSpeedStrategy as MMEngineDeepSpeedStrategy
 from mmengine.device import get_device
+from mmengine.dist import get_rank
 from torch import nn
 
 from ..checkpoints import read_checkpoint
@@ -101,6 +102,8 @@ class DeepSpeedStrategy(WholeCheckpoints, MMEngineDeepSpeedStrategy):
             self.logger.warning(f'From here on the config holds: strategy.gradient_clipping {optimizer.clip_grad} -> {clipping}')
             optimizer.clip_grad = clipping
         seed = checkpoint['meta'].get('seed')
+        if seed is not None and self._randomness.get('diff_rank_seed') and self.model.zero_optimization_partition_weights():
+            seed -= get_rank()  # in stage 3 each process reads a piece of its own, with its own seed, to which mmengine adds the rank anew
         if seed is not None and seed != self._randomness.get('seed'):
             self._randomness.update(seed=seed)
             self._set_randomness(**self._randomness)
