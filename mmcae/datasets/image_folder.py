@@ -10,6 +10,7 @@ from ..registry import DATASETS
 from ..utils.errors import DataError
 from ..utils.text_files import read_bytes
 from .bad_files import ReplaceBadFiles
+from .fingerprint import split
 from .folder_index import folder_index, left_out
 
 EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.bmp', '.ppm', '.pgm')
@@ -82,6 +83,10 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
             )
         print_log(f'{len(paths):,} images from the list {self.ann_file}', 'current')
         return np.frombuffer(b''.join(paths), np.uint8), np.cumsum([len(path) for path in paths])
+
+    def sample_names(self):
+        """The paths of all samples as they are kept, list[bytes]."""
+        return split(self.data_bytes, self.data_address)
 
     def get_data_info(self, idx):
         """Path of a sample.

@@ -6,6 +6,7 @@ from mmengine.dataset import BaseDataset
 from ..registry import DATASETS
 from ..utils.errors import ConfigError
 from .bad_files import ReplaceBadFiles
+from .fingerprint import split
 from .shards import ShardReader
 
 
@@ -26,6 +27,11 @@ class PackedFiles(BaseDataset):
         self._fully_initialized = True
         if self._indices is not None:
             self.get_subset_(self._indices)
+
+    def sample_names(self):
+        """The paths that all samples had, list[bytes]."""
+        names = split(self.reader.index.paths, self.reader.index.path_end)
+        return [names[i] for i in self.data_list.tolist()]
 
     def get_data_info(self, idx):
         """Where a sample is.

@@ -87,7 +87,7 @@ class SeededBatches:
     """
 
     def __init__(self, batch_sampler):
-        self.batch_sampler, self.first = batch_sampler, 0
+        self.batch_sampler, self.first, self.stream = batch_sampler, 0, 0
         self._seed = getattr(batch_sampler.sampler, 'seed', 0)
         rank, processes = get_dist_info()
         self.rank = getattr(batch_sampler.sampler, 'rank', rank)
@@ -102,9 +102,13 @@ class SeededBatches:
     def seed(self, seed):
         self._seed = self.sampler.seed = seed
 
+    def begin_stream(self, number):
+        """Have a sampler without epochs, before it has begun, give another order and other views than in its first stream, number 0."""
+        self.stream, self.sampler.seed = number, self.seed + number
+
     def __iter__(self):
         first, self.first = self.first, 0
-        epoch = getattr(self.sampler, 'epoch', 0)
+        epoch = getattr(self.sampler, 'epoch', self.stream)
         for number, batch in islice(enumerate(self.batch_sampler), first, None):
             places = range(self.rank, len(batch) * self.processes, self.processes)
             yield [(index, self.seed, epoch, number, place) for index, place in zip(batch, places, strict=True)]

@@ -5,17 +5,22 @@ resumed loop goes to its next batch at once, and the random numbers of a step (d
 and the iteration alone, as those of an image do (mmcae/datasets/seeded_loader.py).
 """
 
-from mmengine.dist import get_rank
+import socket
+from functools import cached_property
+
+from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
 
+from ..datasets.fingerprint import fingerprint
 from ..datasets.seeded_loader import SeededLoader, reseed
+from ..datasets.source_batch_sampler import SourceBatchSampler
 from ..registry import LOOPS
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, DataError
 
 
 class ExactLoop:
-    """What both loops share: the seeded dataloader, and a seed for each step."""
+    """What both loops share: the seeded dataloader, a seed for each step, and that all processes have the same data set."""
 
     def __init__(self, runner, dataloader, *args, **kwargs):
         if isinstance(dataloader, dict):
@@ -31,6 +36,39 @@ class ExactLoop:
     @seed.setter
     def seed(self, seed):
         self.dataloader.batch_sampler.seed = seed
+
+    @cached_property
+    def data(self):
+        """What tells the data set from another: number of images (int) and fingerprint of their names and order (str)."""
+        dataset = self.dataloader.dataset.dataset
+        return dict(images=len(dataset), fingerprint=fingerprint(dataset))
+
+    def check_same_data(self):
+        """Refuse processes with different data sets: they would get different shares of different orders.
+
+        Raises:
+            DataError: In all processes; it names those that differ from most others.
+        """
+        info = getattr(self.dataloader.dataset, 'get_data_info', lambda _: {})(0)
+        seen = all_gather_object((self.data, socket.gethostname(), info.get('img_path') if isinstance(info, dict) else None))
+        kinds = [data for data, *_ in seen]
+        usual = max(kinds, key=kinds.count)
+        others = [
+            f'process {rank} (host {host}) has {data["images"]:,} images, {"first " + path if path else "in another order"}'
+            for rank, (data, host, path) in enumerate(seen)
+            if data != usual
+        ]
+        if others:
+            more = f' and {len(others) - 4} more' if len(others) > 4 else ''
+            raise DataError(
+                f'The processes have different data sets: {"; ".join(others[:4])}{more}; all others have {usual["images"]:,}, first '
+                f'{seen[kinds.index(usual)][2]}. Look at their folders: every machine needs the same files under the same names'
+            )
+
+    def run(self):
+        """Train, if all processes have the same data set."""
+        self.check_same_data()
+        return super().run()
 
     def run_iter(self, *args):
         reseed(self.seed, 'step', get_rank(), self._iter)
@@ -55,10 +93,63 @@ class EpochBasedTrainLoop(ExactLoop, MMEngineEpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
-    """mmengine's IterBasedTrainLoop that can be resumed exactly and at once. Takes the same arguments."""
+    """mmengine's IterBasedTrainLoop that can be resumed exactly and at once. Takes the same arguments.
+
+    Iterations and passes over the data are counted apart: after another batch size, or other files, the number of iterations done does not
+    tell any more which images the current pass has had.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.origin, self.first_pass = 0, 0  # at which iteration, counted as passes are now, which pass has begun
+
+    @property
+    def counts_epochs(self):
+        """Whether the sampler ends with each pass; one that does not, such as InfiniteSampler, has one endless pass."""
+        return hasattr(self.dataloader.batch_sampler.sampler, 'epoch')
+
+    @property
+    def pass_length(self):
+        """Iterations in which all images are seen once; a whole number only where passes end."""
+        batches = self.dataloader.batch_sampler
+        if self.counts_epochs or isinstance(batches.batch_sampler, SourceBatchSampler):
+            return len(self.dataloader)
+        return len(self.dataloader.dataset) / (batches.batch_size * get_world_size())
+
+    def place(self, iteration):
+        """(number of the pass, batches done in it) after so many iterations."""
+        done = iteration - self.origin
+        passes, done = divmod(done, len(self.dataloader)) if self.counts_epochs else (0, done)
+        return self.first_pass + passes, done
+
+    def state(self):
+        """What a checkpoint has to know of the passes."""
+        return dict(origin=self.origin, first_pass=self.first_pass, pass_length=self.pass_length)
+
+    def go_to(self, iteration, state, anew=False):
+        """Continue a run where it stopped.
+
+        Args:
+            iteration (int): After which it was saved.
+            state (dict | None): As it was saved; None by earlier versions, which did not count passes.
+            anew (bool): With the next pass, and not with the rest of this one.
+
+        Returns:
+            bool: Whether some of a pass is left out for that.
+        """
+        if not state:
+            return False
+        done = iteration - state['origin']
+        passes, done = divmod(done, state['pass_length']) if self.counts_epochs else (0, done)
+        left_out = anew and done > 0
+        # The same share of the pass, should it have another length.
+        done = 0 if left_out else int(done * self.pass_length / state['pass_length'])
+        self.origin, self.first_pass = iteration - done, state['first_pass'] + int(passes) + left_out
+        return left_out
 
     def run(self):
         """Train up to `max_iters`; to all hooks it is one epoch."""
+        self.check_same_data()
         self.runner.call_hook('before_train')
         self.runner.call_hook('before_train_epoch')
         batches = self.batches()
@@ -74,15 +165,16 @@ class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
         return self.runner.model
 
     def batches(self):
-        """From the next one on, pass after pass; a sampler that does not count epochs, such as InfiniteSampler, has one endless pass."""
+        """From the next one on, pass after pass."""
         sampler = self.dataloader.batch_sampler.sampler
-        finite = hasattr(sampler, 'epoch')
-        epoch, done = divmod(self._iter, len(self.dataloader)) if finite else (0, self._iter)
+        number, done = self.place(self._iter)
+        if not self.counts_epochs:
+            self.dataloader.batch_sampler.begin_stream(number)
         while True:
-            if finite:
-                sampler.set_epoch(epoch)
+            if self.counts_epochs:
+                sampler.set_epoch(number)
             self.dataloader.start_at(done)
             yield from self.dataloader
-            if not finite:
+            if not self.counts_epochs:
                 raise ConfigError(f'{type(sampler).__name__} has ended and counts no epochs: use InfiniteSampler or DefaultSampler')
-            epoch, done = epoch + 1, 0
+            number, done = number + 1, 0

@@ -10,55 +10,88 @@ import warnings
 from mmengine.runner import EpochBasedTrainLoop
 
 from ..utils.errors import CheckpointError
-from .loops import ExactLoop
+from .loops import ExactLoop, IterBasedTrainLoop
 
 # What changes in a scheduler while it works; all else are its settings.
 PROGRESS = {'last_step', '_global_step', '_last_value', 'verbose', 'best', 'num_bad_epochs', 'cooldown_counter'}
 # How torch computes a step, not which; some exist in some versions only.
 IMPLEMENTATION = {'params', 'param_names', 'foreach', 'fused', 'capturable', 'differentiable', 'maximize', 'decoupled_weight_decay'}
+ANEW = (
+    'Going on with {}, because it is not known which of the images the interrupted one has had; to go on after the same share of it set '
+    "default_hooks.checkpoint.changed_data='continue'"
+)
 FOREVER = 10**9  # mmengine's schedulers without end have this one
 
 
-def reconcile(runner, checkpoint):
+def reconcile(runner, checkpoint, changed_data='next_epoch'):
     """Adapt a checkpoint, as read, to the runner that is about to resume from it.
 
     Args:
         runner (Runner): With training loop, optimizer and schedulers as its config says.
         checkpoint (dict): Changed in place.
+        changed_data (str): Where to go on within an epoch if the data set is another one: 'next_epoch', or 'continue' after the same share.
 
     Raises:
         CheckpointError: Its optimizer has other parameter groups, or its schedule cannot be built anew because it depends on metrics.
     """
-    record, loop = checkpoint['meta'].get('mmcae', {}), runner.train_loop
-    if isinstance(loop, ExactLoop) and 'seed' in record:
-        loop.seed = record['seed']
+    meta, loop = checkpoint['meta'], runner.train_loop
+    record, saved_at = meta.get('mmcae', {}), meta['iter']
+    anew = False
+    if isinstance(loop, ExactLoop):
+        loop.seed = record.get('seed', loop.seed)
+        anew = tell_changed_data(runner, record.get('data')) and changed_data == 'next_epoch'
     if isinstance(loop, EpochBasedTrainLoop):
-        fit_to_epochs(runner, checkpoint['meta'], record.get('epoch_length'))
-    adopted = adopt_schedule(runner, checkpoint)
+        fit_to_epochs(runner, meta, record.get('epoch_length'), anew)
+    elif isinstance(loop, IterBasedTrainLoop) and loop.go_to(saved_at, record.get('position'), anew):
+        runner.logger.warning(ANEW.format('a new pass over all images'))
+    adopted = adopt_schedule(runner, checkpoint, moved=meta['iter'] != saved_at)
     before = record.get('max_iters', runner.max_iters)
     if adopted or before != runner.max_iters:
         runner.logger.warning(f'The training has {runner.max_iters} iterations ({before} in the checkpoint){ends(runner)}')
-    if checkpoint['meta']['iter'] >= runner.max_iters:
+    if meta['iter'] >= runner.max_iters:
         length = 'max_epochs' if isinstance(loop, EpochBasedTrainLoop) else 'max_iters'
         runner.logger.warning(f'Nothing is left to train: the checkpoint is the end. For a longer training raise train_cfg.{length}')
 
 
-def fit_to_epochs(runner, meta, before):
-    """Where an epoch has another number of iterations than in the checkpoint, count the same share of it."""
+def tell_changed_data(runner, before):
+    """Whether the data set is another one than in the checkpoint; the log says what has changed."""
+    if before is None or before == (now := runner.train_loop.data):  # earlier versions did not write it down
+        return False
+    if before['images'] != now['images']:
+        what = f'{before["images"]:,} images then, {now["images"]:,} now'
+    else:
+        what = f'{now["images"]:,} images as before, but other files, or in another order'
+    runner.logger.warning(f'The data set has changed since the checkpoint was written: {what}')
+    return True
+
+
+def fit_to_epochs(runner, meta, before, anew):
+    """Go on with the next epoch; or, where an epoch has another number of iterations than in the checkpoint, after the same share of it."""
     now = len(runner.train_dataloader)
     if before is None and meta['epoch']:  # mmengine's own, written at the end of an epoch
         before = meta['iter'] // meta['epoch']
-    if before in (None, now):
+    before = before or now
+    within = meta['iter'] > meta['epoch'] * before
+    last = (meta['epoch'] + 1) * now >= runner.max_iters
+    if anew and within and not last:
+        meta.update(epoch=meta['epoch'] + 1, iter=(meta['epoch'] + 1) * now)
+        runner.logger.warning(ANEW.format(f'epoch {meta["epoch"] + 1}, from iteration {meta["iter"]}'))
         return
-    meta['iter'] = meta['iter'] * now // before
-    runner.logger.warning(
-        f'An epoch has {now} iterations, and had {before} in the checkpoint (another batch size, number of processes, or data set): going '
-        f'on from iteration {meta["iter"]}, after as many images'
-    )
+    if anew and within:
+        runner.logger.warning('Going on within the epoch, because it is the last')
+    if before != now:
+        meta['iter'] = meta['iter'] * now // before
+        runner.logger.warning(
+            f'An epoch has {now} iterations, and had {before} in the checkpoint (another batch size, number of processes, or data set): '
+            f'going on from iteration {meta["iter"]}, after as many images'
+        )
 
 
-def adopt_schedule(runner, checkpoint):
-    """Have the config's optimizer settings and schedulers, if they are others; returns whether they are."""
+def adopt_schedule(runner, checkpoint, moved):
+    """Have the config's optimizer settings and schedulers, if they are others; returns whether they are.
+
+    With `moved`, the training goes on from another iteration than it was saved at, and the schedules are brought there.
+    """
     schedulers, stored = runner.param_schedulers or [], checkpoint.get('param_schedulers') or []
     if 'optimizer' not in checkpoint or isinstance(schedulers, dict):
         runner.logger.warning('Learning rates and schedules are those of the checkpoint; changes of them in the config have no effect')
@@ -82,19 +115,21 @@ def adopt_schedule(runner, checkpoint):
             changes.append(f'another scheduler -> {type(scheduler).__name__}')
         names = (new.keys() & old.keys()) - PROGRESS - {'base_values'}  # those follow from the groups
         changes += [f'{type(scheduler).__name__}.{name} {old[name]} -> {new[name]}' for name in sorted(names) if new[name] != old[name]]
-    if not changes:
-        return False
-    if any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers):
+    follows_metric = any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers)
+    if changes and follows_metric:
         raise CheckpointError(f'A schedule that follows a metric cannot be changed on resuming: {"; ".join(changes)}')
-    unique = list(dict.fromkeys(changes))
-    runner.logger.warning(f'From here on the config holds: {"; ".join(unique[:8])}{"; ..." if len(unique) > 8 else ""}')
+    if not changes and (not moved or follows_metric):
+        return False
+    if changes:
+        unique = list(dict.fromkeys(changes))
+        runner.logger.warning(f'From here on the config holds: {"; ".join(unique[:8])}{"; ..." if len(unique) > 8 else ""}')
     replay(schedulers, checkpoint['meta']['epoch'], checkpoint['meta']['iter'], len(runner.train_dataloader))
     if checkpoint['optimizer'].get('base_param_settings'):  # by which mmengine's wrapper knows the rate of a group without factors
         groups = [*groups, checkpoint['optimizer']['base_param_settings']]
     for new, old in zip(runner.optim_wrapper.param_groups, groups, strict=True):
         old.update({name: value for name, value in new.items() if name not in ('params', 'param_names')})
     checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in schedulers]
-    return True
+    return bool(changes)
 
 
 def check_groups(new, old):

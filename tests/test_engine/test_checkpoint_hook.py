@@ -25,7 +25,10 @@ def runner(tmp_path):
     return make
 
 
-@pytest.mark.parametrize(('settings', 'message'), [(dict(max_keep_ckpts=1), 'set 2 or more'), (dict(recovery_interval=0), 'positive')])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [(dict(max_keep_ckpts=1), 'set 2 or more'), (dict(recovery_interval=0), 'positive'), (dict(changed_data='stop'), "'continue'")],
+)
 def test_settings_that_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
         CheckpointHook(**settings)

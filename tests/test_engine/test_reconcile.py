@@ -43,10 +43,10 @@ class FakeRunner(SimpleNamespace):
         schedulers = [scheduler.state_dict() for scheduler in self.param_schedulers]
         return copy.deepcopy(dict(meta=meta, optimizer=self.optim_wrapper.state_dict(), param_schedulers=schedulers))
 
-    def resume(self, checkpoint):
+    def resume(self, checkpoint, *options):
         """As mmengine's Runner; returns what was logged."""
         checkpoint = copy.deepcopy(checkpoint)
-        reconcile(self, checkpoint)
+        reconcile(self, checkpoint, *options)
         self.iteration = checkpoint['meta']['iter']
         self.optim_wrapper.load_state_dict(checkpoint['optimizer'])
         for scheduler, state in zip(self.param_schedulers, checkpoint.get('param_schedulers', ()), strict=False):
@@ -149,6 +149,26 @@ def test_epochs_of_another_length(at, length, expected):
     whole = make([COSINE], length=length)
     whole.train_to(expected)
     assert second.optim_wrapper.param_groups[0]['lr'] == whole.optim_wrapper.param_groups[0]['lr']
+
+
+@pytest.mark.parametrize(
+    ('at', 'changed_data', 'expected'), [(7, 'next_epoch', 10), (7, 'continue', 7), (10, 'next_epoch', 10), (17, 'next_epoch', 17)]
+)
+@pytest.mark.parametrize('schedulers', [[COSINE], CHAINED], ids=['cosine', 'chained'])
+def test_another_data_set_of_the_same_length(schedulers, at, changed_data, expected):
+    """The schedule goes to the next epoch too. The last epoch is continued."""
+    first, second, whole = make(schedulers), make(schedulers), make(schedulers)
+    first.train_to(at)
+    saved = first.save()
+    saved['meta']['mmcae']['data'] = dict(images=20, fingerprint='a')
+    second.train_loop.data = dict(images=20, fingerprint='b')
+    log = second.resume(saved, changed_data)
+    assert 'The data set has changed since the checkpoint was written: 20 images as before, but other files' in log
+    assert second.iteration == expected and 'From here on' not in log
+    assert ('Going on with epoch 3, from iteration 10' in log) == (at < expected)
+    assert ('because it is the last' in log) == (at == 17)
+    for now, then in zip(second.train_to(20), whole.train_to(20)[expected:], strict=True):
+        assert now == pytest.approx(then, rel=1e-12)
 
 
 def test_iterations_are_counted_as_they_are():

@@ -17,7 +17,7 @@ from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
 from ...utils.resume import RECORD
-from ..loops import ExactLoop
+from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reconcile import reconcile
 
 RECOVERY = 'recovery_{}.pth'
@@ -42,17 +42,23 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     Args:
         recovery_interval (int, optional): Iterations. Defaults to None: only on signals.
+        changed_data (str): Where a run goes on that was interrupted within an epoch and is resumed with another data set (files have come,
+            gone, or changed their order): 'next_epoch', because it is not known which images the rest of the epoch would be, or
+            'continue' after the same share of it. The last epoch is continued in any case. Defaults to 'next_epoch'.
         **kwargs: Of mmengine's CheckpointHook. `max_keep_ckpts` counts the one being written, so it is 2 at least, or -1 for all.
 
     Raises:
-        ConfigError: `recovery_interval` is not positive, `max_keep_ckpts` is 1, or an EpochBasedTrainLoop of mmengine, which cannot resume
-            within an epoch.
+        ConfigError: `recovery_interval` is not positive, `changed_data` is neither, `max_keep_ckpts` is 1, or an EpochBasedTrainLoop of
+            mmengine, which cannot resume within an epoch.
         CheckpointError: On resuming, processes have loaded different checkpoints.
         SystemExit: While training, after a signal.
     """
 
-    def __init__(self, *args, recovery_interval=None, **kwargs):
+    def __init__(self, *args, recovery_interval=None, changed_data='next_epoch', **kwargs):
         super().__init__(*args, **kwargs)
+        if changed_data not in ('next_epoch', 'continue'):
+            raise ConfigError(f"changed_data={changed_data!r} must be 'next_epoch' or 'continue'")
+        self.changed_data = changed_data
         if recovery_interval is not None and recovery_interval < 1:
             raise ConfigError(f'recovery_interval={recovery_interval} must be a positive number of iterations, or None')
         if self.max_keep_ckpts == 1:
@@ -169,14 +175,16 @@ class CheckpointHook(MMEngineCheckpointHook):
         loop = runner.train_loop
         record = dict(written=time.time(), epoch_length=len(runner.train_dataloader), max_iters=runner.max_iters)
         if isinstance(loop, ExactLoop):
-            record['seed'] = loop.seed
+            record.update(seed=loop.seed, data=loop.data)
+        if isinstance(loop, IterBasedTrainLoop):
+            record['position'] = loop.state()
         checkpoint['meta'].update(self.position, mmcae=record)
         info = checkpoint['message_hub']['runtime_info']
         info.update({name: os.path.basename(path) for name, path in info.items() if is_path(name)})
 
     def after_load_checkpoint(self, runner, checkpoint):
         if runner._resume:
-            reconcile(runner, checkpoint)
+            reconcile(runner, checkpoint, self.changed_data)
 
     # ---------------------------------------------------------------- signals
 
