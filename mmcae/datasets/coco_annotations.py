@@ -8,7 +8,7 @@ from math import inf
 from ..utils.errors import DataError
 from .coco_boxes import BoxStatistics
 from .coco_masks import FEW_POINTS, FRACTIONS, NOT_FINITE, ODD, MaskError, check_mask
-from .coco_values import flag, identity, number, numbers, real, shown
+from .coco_values import flag, identity, numbers, real, shown
 
 CROWD = 'crowds (`iscrowd`), whose regions are ignored'
 IGNORED = 'marked by `ignore`'
@@ -114,7 +114,7 @@ class AnnotationCheck:
             box = ()
         if len(box) != 4:
             raise DataError(f'{name} has the bbox {shown(annotation["bbox"])}; it needs four numbers: left, top, width, height')
-        for key, convert in (('area', number), ('iscrowd', flag), ('ignore', flag)):
+        for key, convert in (('area', real), ('iscrowd', flag), ('ignore', flag)):
             if key in annotation:
                 try:
                     annotation[key] = convert(annotation[key])

@@ -28,6 +28,7 @@ class LabelStatistics:
         ignored_numbers (set[int]): Those of them that stand for no class.
         ignored (list[str]): Maps in which every pixel is ignored.
         binary (list[str]): Maps that hold nothing but 0, a class, and 255, ignored.
+        partly_ignored (int): Maps in which some pixels are ignored, these among them.
     """
 
     maps: int = 0
@@ -38,6 +39,7 @@ class LabelStatistics:
     ignored_numbers: set = field(default_factory=set)
     ignored: list = field(default_factory=list)
     binary: list = field(default_factory=list)
+    partly_ignored: int = 0
 
 
 def look_at_labels(dataset, name, num_classes, ignore_index=255, most=1000, complete=True):
@@ -130,8 +132,10 @@ def look_at(info, loader, turns, num_classes, ignore_index, found):
     labelled = {*classes.tolist()} - {ignore_index}
     if not labelled:
         found.ignored.append(path)
-    elif numbers.tolist() == [0, 255] and labelled == {0}:
-        found.binary.append(path)
+    elif ignore_index in classes:
+        found.partly_ignored += 1
+        if numbers.tolist() == [0, 255] and labelled == {0}:
+            found.binary.append(path)
 
 
 def no_classes(num_classes, ignore_index):

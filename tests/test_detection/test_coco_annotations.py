@@ -169,6 +169,7 @@ LEFT_OUT = [
     (dict(area=0), 'with an `area` of 0 or less'),
     (dict(area=-5), 'with an `area` of 0 or less'),
     (dict(area=float('nan')), 'not a number'),
+    (dict(area=10**400), 'infinite'),
     (dict(segmentation=[[10, 10, 20, 20]]), 'polygons of fewer than three points'),
     (dict(segmentation=[[]]), 'polygons of fewer than three points'),
     (dict(segmentation=[[10, 10], [20, 10], [20, 20]]), 'polygons of fewer than three points'),

@@ -202,13 +202,20 @@ def test_binary_masks_of_the_validation(judged):
         runner.hook.before_train(runner)
 
 
+def test_some_binary_masks(judged):
+    """Where no other map has ignored pixels beside its classes, 255 is no class that is ignored."""
+    with pytest.raises(DataError, match=r'train_dataloader: 2 of 4 label maps hold 0 and 255 only, the first is .*labels/1\.png, .*remap='):
+        runner = judged([u8(0, 1), u8(0, 255), u8(0, 255), u8(255)])
+        runner.hook.before_train(runner)
+
+
 def test_remapped_binary_masks(judged, caplog):
     runner = judged([u8(0, 255)] * 2, loading=dict(remap={255: 1}))
     assert said(caplog, runner) == []
 
 
 def test_what_looks_like_a_mistake(judged, caplog):
-    maps = [u8(0, 2), u8(0, 255), u8(255), u8(2, 255)]
+    maps = [u8(0, 2), u8(0, 255), u8(255), u8(2, 255)]  # 255 is used for what is ignored
     found = said(caplog, judged(maps, val=[u8(0, 1, 2)], classes=3))
     assert [level for level, _ in found] == ['WARNING'] * 3
     assert (

@@ -337,7 +337,7 @@ TRAIN = {
     '{segmentor} --cfg-options model.decode_head.num_classes=3': ('2 classes, the model 3', 'model.decode_head.num_classes'),
     '{segmentor} --cfg-options train_dataloader.dataset.img_suffix=.tif': ('found no image', "'img_suffix': '.tif'"),
     '{segmentor} --cfg-options train_dataloader.dataset.seg_map_suffix=.tif': ('label maps are missing', 'seg_map_suffix'),
-    '{segmentor} --cfg-options train_dataloader.dataset.data_prefix.seg_map_path=images': ('label ids', 'classes 0 to 1'),
+    '{segmentor} --cfg-options train_dataloader.dataset.data_prefix.seg_map_path=images': ('has 3 channels', 'one channel'),
 }
 TEST = {
     '{cae} {checkpoint}': ('describes no test',),

@@ -9,10 +9,7 @@ from mmengine.logging import print_log
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, DataError
 
-REMAP = (
-    'If a number stands for another class than its own, such as 255 in masks of 0 and 255, set remap={255: 1} of mmcae.LoadLabelMap '
-    '(docs/segmentation.md, "Your own data set")'
-)
+REMAP = 'Where 255 stands for a class, as in masks of 0 and 255, set remap={255: 1} of mmcae.LoadLabelMap (docs/segmentation.md, "Binary masks")'
 
 
 @HOOKS.register_module()
@@ -32,7 +29,7 @@ class CheckLabels(Hook):
         ConfigError: Model and data set differ in the number of classes.
         DataError: A label map is missing, cannot be read (see :class:`~mmcae.datasets.transforms.load_label_map.LoadLabelMap`), has another
             size than its image, or an id outside [0, number of classes) that is not the head's `ignore_index`. All pixels of all maps that
-            were read are ignored, or are of one class.
+            were read are ignored, or are of one class; or 255 occurs in masks of 0 and 255 only.
     """
 
     priority = 'VERY_HIGH'
@@ -96,6 +93,11 @@ class CheckLabels(Hook):
             raise DataError(
                 f'{name}: all labelled pixels of {some} are of class {present[0]} ({classes[present[0]]!r}), such as of {found.first}; '
                 f'none is of {listed(absent)}. {means}. {REMAP}'
+            )
+        if found.partly_ignored == len(found.binary) > 0.05 * found.looked_at:
+            raise DataError(
+                f'{name}: {len(found.binary):,} of {some} hold 0 and 255 only, the first is {found.binary[0]}, and no other holds classes '
+                f'beside 255, which is ignored. {REMAP}'
             )
         if absent:
             level = logging.WARNING if complete else logging.INFO  # rare classes may be elsewhere
