@@ -9,7 +9,10 @@ from mmengine.logging import print_log
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, DataError
 
-REMAP = 'Where 255 stands for a class, as in masks of 0 and 255, set remap={255: 1} of mmcae.LoadLabelMap (docs/segmentation.md, "Binary masks")'
+REMAP = (
+    'Where 255 stands for a class, as in masks of 0 and 255, set remap={255: 1} of mmcae.LoadLabelMap '
+    '(docs/segmentation.md, "Binary masks")'
+)
 
 
 @HOOKS.register_module()
