@@ -66,3 +66,9 @@ def test_nothing_is_overwritten(run_tool, tmp_path):
     (tmp_path / 'mine.txt').touch()
     code, output = run_tool(TOOL, '--out', tmp_path)
     assert code == 2 and 'is not empty' in output and [path.name for path in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_folder_that_cannot_be_made(run_tool, tmp_path):
+    (tmp_path / 'file').write_text('')
+    code, output = run_tool(TOOL, '--out', tmp_path / 'file/tissue', '--tiles', 2, '--slides', 2)
+    assert code == 2 and output.splitlines()[-1].startswith('error: Not a directory') and 'Traceback' not in output

@@ -46,7 +46,14 @@ def main():
         parser.error('--slides and --workers must be positive, --seed not negative, --side at least 16, --tiles at least --slides')
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         parser.error(f'{args.out} is not empty. Choose another folder with --out, or remove it')
+    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
 
+    with one_line_errors():
+        make_tiles(args)
+
+
+def make_tiles(args):
+    """Draw all tiles and write the two tables."""
     slides = [make_slide(args.seed, number) for number in range(args.slides)]
     jobs = [(slides[number % args.slides], number // args.slides) for number in range(args.tiles)]
     for slide in slides:
