@@ -23,7 +23,7 @@ def run(*images, ids=(1, 2), number=2):
     model = nn.Module()
     model.head = nn.Module()
     model.head.num_classes = number
-    metric = SimpleNamespace(_coco_api=SimpleNamespace(anns=dict.fromkeys(ids)))
+    metric = SimpleNamespace(_coco_api=SimpleNamespace(anns=dict.fromkeys(ids), imgs={7: dict(file_name='a\\7.png')}))
     loader, evaluator = SimpleNamespace(dataset=Data(images)), SimpleNamespace(metrics=[SimpleNamespace(), metric])
     return SimpleNamespace(
         model=model,
@@ -44,6 +44,15 @@ def test_right_runs_pass():
     for stage in stages(CheckDetector()):
         stage(run(image(), image(1), image(1, 0)))
         stage(run(dict(img_path='data sets that do not tell')))
+
+
+def test_annotations_of_other_images():
+    """Another file than the data set's, with other ids, or with the same ids for other images."""
+    for stage in stages(CheckDetector()):
+        stage(run(image(0) | dict(img_id=7, img_path='images/a/7.png')))
+        for other in (dict(img_id=8, img_path='images/a/7.png'), dict(img_id=7, img_path='images/a/8.png')):
+            with pytest.raises(ConfigError, match=rf'1 of 1 images .* first is {other["img_path"]}: set (val|test)_evaluator\.ann_file'):
+                stage(run(image(0) | other))
 
 
 def test_other_classes():
