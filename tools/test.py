@@ -45,7 +45,7 @@ def main():
 
 
 def test(args):
-    from mmcae.datasets import check_data
+    from mmcae.datasets import check_data, read_images_alike
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.errors import ConfigError
     from mmcae.utils.files import write_file
@@ -68,6 +68,7 @@ def test(args):
         if args.show_dir and cfg.get('default_scope') == 'mmpretrain':
             raise ConfigError('--show-dir cannot draw several views of an image: leave --tta out')
         augment_test(cfg)
+    read_images_alike(cfg)
     runner = build_runner(cfg, args.launcher)
     refuse_other_models(runner)
     metrics = runner.test()

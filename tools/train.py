@@ -44,7 +44,7 @@ def main():
 
 
 def train(args):
-    from mmcae.datasets import check_data
+    from mmcae.datasets import check_data, read_images_alike
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.resume import choose_checkpoint
     from mmcae.utils.runner import build_runner, refuse_other_models, require_batches, require_checkpoint
@@ -56,6 +56,7 @@ def train(args):
     if cfg.get('load_from'):
         require_checkpoint(cfg.load_from)
     check_data(cfg, ('train', 'val'))
+    read_images_alike(cfg)
     with hold_work_dir(cfg, args.launcher):
         if cfg.get('resume'):
             choose_checkpoint(cfg)

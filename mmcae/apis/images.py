@@ -74,10 +74,9 @@ def load_image(image: ImageLike, channels: int = 3, name: str = 'the image') -> 
 def from_pil(image: Image.Image, channels: int, name: str) -> np.ndarray:
     """A PIL image, upright, as the same image in a file would be read."""
     try:
-        image = ImageOps.exif_transpose(image)
         if channels in (1, 3):
             return to_channels(np.array(to_rgb(image)), channels)
-        pixels = np.array(image)
+        pixels = np.array(ImageOps.exif_transpose(image))
     except Exception as error:  # PIL's readers raise almost anything on a broken file
         raise DataError(f'{name}, a PIL image of mode {image.mode}, cannot be read: {error}') from error
     return from_array(pixels, channels, f'{name}, a PIL image of mode {image.mode}', f'{channels} channels')

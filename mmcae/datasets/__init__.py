@@ -4,6 +4,7 @@ from ..registry import DATASETS, register_lazily
 from . import transforms
 from .bad_files import ReplaceBadFiles
 from .check_data import check_data
+from .image_backend import read_images_alike
 from .image_folder import ImageFolder
 from .label_subset import label_subset
 from .packed_images import PackedImages
@@ -11,4 +12,13 @@ from .source_batch_sampler import SourceBatchSampler
 
 register_lazily(DATASETS, 'mmcae.datasets.coco', 'CocoDataset')
 
-__all__ = ['ImageFolder', 'PackedImages', 'ReplaceBadFiles', 'SourceBatchSampler', 'check_data', 'label_subset', 'transforms']
+__all__ = [
+    'ImageFolder',
+    'PackedImages',
+    'ReplaceBadFiles',
+    'SourceBatchSampler',
+    'check_data',
+    'label_subset',
+    'read_images_alike',
+    'transforms',
+]

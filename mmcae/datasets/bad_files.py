@@ -2,20 +2,22 @@
 
 import numpy as np
 
-from ..utils.errors import DataError
+from ..utils.errors import DataError, StorageError
 
 
 class ReplaceBadFiles:
     """Mixin of a data set for pretraining: one damaged file among millions must neither end a run nor go unnoticed.
 
-    A sample for which the pipeline raises a DataError is replaced by another sample of the data set. Which one depends on its index
-    alone, so that runs, workers and processes agree. The replacement carries in its metainfo what it stands for: `bad_files`, a list of
-    (path, reason), which `mmcae.ReportBadFiles` collects, counts and writes down.
+    A sample for which the pipeline raises a DataError is replaced by another sample of the data set, unless it is a StorageError, which
+    tells nothing about the file and ends the run. Which one depends on its index alone, so that runs, workers and processes agree. The
+    replacement carries in its metainfo what it stands for: `bad_files`, a list of (path, reason), which `mmcae.ReportBadFiles` collects,
+    counts and writes down.
 
     Goes before mmengine's BaseDataset in the list of bases: it overrides `prepare_data`, and needs `get_data_info` (with `img_path`, the
     name to report) and a pipeline that ends in PackInputs.
 
     Raises:
+        StorageError: The storage or the memory fails, and has failed for a while.
         DataError: No image was found in `MAX_TRIES` tries, or in all of a smaller data set; or `test_mode` is set, where a metric must not
             be computed on other images than were asked for.
     """
@@ -30,6 +32,8 @@ class ReplaceBadFiles:
         for candidate in self.candidates(idx):
             try:
                 data = super().prepare_data(candidate)
+            except StorageError:
+                raise
             except DataError as error:
                 bad.append((printable(self.get_data_info(candidate)['img_path']), printable(str(error))))
                 continue
@@ -37,8 +41,8 @@ class ReplaceBadFiles:
                 data['data_samples'].set_metainfo(dict(bad_files=bad))
             return data
         raise DataError(
-            f'{len(bad)} of {len(self)} files were tried and none can be read. The first: {bad[0][1]}. Look at a few of them with an image '
-            'viewer: is this the right folder, and has everything been copied?'
+            f'{len(bad)} of {len(self)} files were tried and none can be read: is this the right folder, and has everything been copied? '
+            f'The first: {bad[0][1]}'
         )
 
     def candidates(self, idx):

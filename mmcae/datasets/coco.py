@@ -7,6 +7,7 @@ from mmdet.datasets import CocoDataset as MMDetCocoDataset
 from mmengine.logging import print_log
 
 from ..utils.errors import DataError, nearest
+from ..utils.files import may_pass
 from .coco_file import CheckedCOCO
 from .image_headers import UPRIGHT, missing_files, read_header, spread, turns_upright
 
@@ -111,7 +112,11 @@ class CocoDataset(MMDetCocoDataset):
         self.check_image(info)
         try:
             data = self.pipeline(dict(info))
+        except DataError:  # it says itself what is wrong
+            raise
         except Exception as error:
+            if may_pass(error):
+                raise
             cause = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise DataError(
                 f'{info["img_path"]} ({info["width"]}x{info["height"]} pixels, width x height) cannot be prepared: repair it or take it '

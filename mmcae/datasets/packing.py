@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..utils.errors import DataError
-from ..utils.files import remove_unfinished
-from ..utils.locks import locked
+from ..utils.errors import DataError, StorageError
+from ..utils.files import UNFINISHED, remove_unfinished
+from ..utils.locks import LOCK, locked
 from ..utils.processes import interruptible
 from ..utils.progress import Display, duration
 from .bad_files import printable
 from .shards import MANIFEST, Manifest, ShardReader, ShardWriter, verify_shard
+from .transforms.image_file import content_of
 from .transforms.loading import read_image
 
 LEFT_OUT = 'left_out.tsv'
@@ -52,26 +53,40 @@ class SourceFiles(Dataset):
         paths: Relative to it.
         min_tissue: Leave out images with a smaller :func:`tissue_share`; 0 keeps all.
         saturation: For :func:`tissue_share`.
-        channels: What mmcae.LoadImage will be told to read.
+        channels, white: What mmcae.LoadImage will be told.
     """
 
-    def __init__(self, root: Path, paths: Sequence[str], min_tissue: float = 0.0, saturation: float = 0.06, channels: int = 3):
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        min_tissue: float = 0.0,
+        saturation: float = 0.06,
+        channels: int = 3,
+        white: float | None = None,
+    ):
         self.root = root
         self.paths = paths
         self.min_tissue = min_tissue
         self.saturation = saturation
-        self.channels = channels
+        self.channels, self.white = channels, white
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[str, bytes | None, str, str]:
-        """Path, bytes (None if it is left out), why it is left out, and what exactly is wrong with it."""
+        """Path, bytes (None if it is left out), why it is left out, and what exactly is wrong with it.
+
+        Raises:
+            StorageError: It cannot be read for reasons that tell nothing about its content.
+        """
         path = self.paths[i]
         try:
-            data = (self.root / path).read_bytes()
-            image = read_image(path, self.channels, data)
-        except (OSError, DataError) as error:
+            data = content_of(self.root / path)
+            image = read_image(path, self.channels, data, self.white)
+        except StorageError:  # the file may be all right, and is asked for again by the next run
+            raise
+        except DataError as error:
             return path, None, UNREADABLE, str(error.__cause__ or error)
         share = tissue_share(image, self.saturation) if self.min_tissue else 1.0
         if share < self.min_tissue:
@@ -97,9 +112,11 @@ def pack(files: SourceFiles, folder: Path, settings: dict, shard_bytes: int, wor
 
     Raises:
         DataError: The folder holds something else, more files are unreadable than is acceptable, or no image is left.
+        StorageError: The storage fails; the same call goes on from there.
     """
     paths = hashlib.sha256('\0'.join(files.paths).encode(errors='surrogateescape')).hexdigest()
     checks = dict(min_tissue=files.min_tissue, saturation=files.saturation, channels=files.channels)
+    checks |= dict(white=files.white) if files.white is not None else {}
     settings = dict(settings, paths=paths, shard_bytes=shard_bytes, **checks)
     with locked(folder), interruptible():
         remove_unfinished(folder)
@@ -128,7 +145,8 @@ def resume(folder: Path, settings: dict) -> Manifest:
         if changed:
             raise DataError(f'{folder} was packed otherwise: {", ".join(changed)} changed since. Delete it or choose another folder')
     else:
-        foreign = sorted(file.name for file in folder.iterdir() if file.name not in ('.lock', LEFT_OUT))
+        names = sorted(file.name for file in folder.iterdir())
+        foreign = [name for name in names if name not in (LOCK, LEFT_OUT) and not UNFINISHED.fullmatch(name)]
         if foreign:
             raise DataError(f'{folder} is not empty and was not made by this tool ({foreign[0]} is in it). Choose another folder')
         manifest = Manifest(settings=settings)
@@ -207,7 +225,8 @@ def check_left_out(manifest: Manifest, folder: Path, max_bad_files: float):
         _, path, detail = next(line for line in lines if line.startswith(UNREADABLE)).rstrip('\n').split('\t', 2)
     raise DataError(
         f'{bad:,} of {total:,} files cannot be read as images, such as {path} ({detail}); {folder / LEFT_OUT} lists them. '
-        'Repair or remove them; or accept more with --max-bad-files SHARE, and the same command goes on from here'
+        f'Accept more with --max-bad-files SHARE, and the same command goes on from here; or repair or remove them, delete {folder}, and '
+        'start again'
     )
 
 
@@ -223,11 +242,14 @@ def verify(folder: Path, tell: Callable[[str], None]) -> tuple[int, list[str]]:
 
     Raises:
         DataError: The folder is not complete, or a shard is missing or has another size.
+        StorageError: A shard cannot be read for reasons that tell nothing about its content.
     """
     reader, damaged, began, done = ShardReader(folder), [], time.time(), 0
     for number, (name, size) in enumerate(zip(reader.names, reader.sizes, strict=True), 1):
         try:
             verify_shard(folder / f'{name}.tar', reader.index.part(reader.first[number - 1], reader.first[number]))
+        except StorageError:
+            raise
         except DataError as error:
             damaged.append(str(error))
         done += size

@@ -21,6 +21,7 @@ from mmengine.dist import get_dist_info
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..utils.errors import ConfigError
+from ..utils.files import patiently
 
 # What a DataLoader is made of, besides data set, batches and seeds.
 SETTINGS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor', 'persistent_workers')
@@ -123,16 +124,23 @@ class SeededBatches:
 
 
 class SeededDataset(Dataset):
-    """A data set that seeds each of its images by what the batch sampler says; everything else is the data set's own."""
+    """A data set that seeds each of its images by what the batch sampler says; everything else is the data set's own.
+
+    What fails for a reason that may pass, in whatever the data set reads with, is tried again by :func:`mmcae.utils.files.patiently`.
+    """
 
     def __init__(self, dataset):
         self.dataset = dataset
 
     def __getitem__(self, key):
-        if isinstance(key, tuple):
-            key, *seeds = key
-            reseed(*seeds)
-        return self.dataset[key]
+        index, *seeds = key if isinstance(key, tuple) else (key,)
+
+        def load():
+            if seeds:
+                reseed(*seeds)
+            return self.dataset[index]
+
+        return patiently(load, f'sample {index} of {type(self.dataset).__name__}')
 
     def __len__(self):
         return len(self.dataset)

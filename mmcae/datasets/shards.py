@@ -15,14 +15,15 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..utils.errors import DataError
-from ..utils.files import UnfinishedFile, atomic_file, write_file
+from ..utils.errors import DataError, StorageError
+from ..utils.files import UnfinishedFile, atomic_file, may_pass, patiently, read_file, write_file
 
 MANIFEST = 'pack.json'
 VERSION = 1  # of the layout
@@ -73,8 +74,10 @@ class ShardIndex:
             DataError: It is missing, or holds something else.
         """
         try:
-            with np.load(file, allow_pickle=False) as arrays:
+            with np.load(BytesIO(read_file(file)), allow_pickle=False) as arrays:
                 return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+        except StorageError:
+            raise
         except Exception as error:  # zip, numpy and the file system each have their own
             raise DataError(f'{file} cannot be read ({error}): without it {file.stem}.tar cannot be used; copy it again') from error
 
@@ -154,7 +157,13 @@ def verify_shard(file: Path, index: ShardIndex):
 
     Raises:
         DataError: They differ; the message names the shard and the first image that does.
+        StorageError: It cannot be read for reasons that tell nothing about its content.
     """
+    patiently(lambda: compare_shard(file, index), file)
+
+
+def compare_shard(file: Path, index: ShardIndex):
+    """One try of :func:`verify_shard`."""
     try:
         with tarfile.open(file, 'r:') as tar:
             count = 0
@@ -172,7 +181,7 @@ def verify_shard(file: Path, index: ShardIndex):
                 if (member.offset_data, member.size, zlib.crc32(data)) != (index.offset[i], index.size[i], index.checksum[i]):
                     raise DataError(f'{file} is damaged at its image {count}, {index.path(i)}: the bytes are not those that were packed')
     except (tarfile.TarError, EOFError, OSError, ValueError, AttributeError) as error:
-        if isinstance(error, DataError):
+        if isinstance(error, DataError) or may_pass(error):
             raise
         raise DataError(f'{file} is damaged: {error}') from error
     if count != len(index):
@@ -216,15 +225,20 @@ class Manifest:
 
         Raises:
             DataError: There is none, or it is of another version or damaged.
+            StorageError: It cannot be read for reasons that tell nothing about its content.
         """
         file = Path(folder) / MANIFEST
-        if not file.is_file():
-            raise DataError(f'{folder} holds no packed images: it has no {MANIFEST}. tools/dataset_converters/pack_images.py makes one')
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(read_file(file))
             version = content.pop('version')
             if version == VERSION:
                 return cls(**content)
+        except FileNotFoundError:
+            raise DataError(
+                f'{folder} holds no packed images: it has no {MANIFEST}. tools/dataset_converters/pack_images.py makes one'
+            ) from None
+        except StorageError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f'{file} is damaged ({error}): copy it again') from error
         raise DataError(f'{file} is of version {version} of the layout, but this mmcae reads version {VERSION}: pack the images again')
@@ -290,12 +304,21 @@ class ShardReader:
 
         Raises:
             DataError: They are not those that were packed; the message names the shard and the image.
+            StorageError: They cannot be read for reasons that tell nothing about them.
         """
-        size = int(self.index.size[i])
+        shard, size = self.shard_of(i), int(self.index.size[i])
+
+        def read():
+            try:
+                return os.pread(self.descriptor(shard), size, int(self.index.offset[i]))
+            except OSError:
+                self.close(shard)  # what was opened before a file server failed stays unusable
+                raise
+
         try:
-            data = os.pread(self.descriptor(self.shard_of(i)), size, int(self.index.offset[i]))
+            data = patiently(read, self.place(i))
         except OSError as error:
-            raise DataError(f'{self.place(i)} cannot be read: {error}') from error
+            raise StorageError(f'{self.place(i)} cannot be read: {error}. Copy the shard again, or change its permissions') from error
         if len(data) != size or zlib.crc32(data) != self.index.checksum[i]:
             raise DataError(
                 f'{self.place(i)}: the shard is damaged, the bytes are not those that were packed. Copy it again; '
@@ -309,6 +332,12 @@ class ShardReader:
             self.files.move_to_end(shard)
             return self.files[shard]
         if len(self.files) >= self.MAX_OPEN:
-            os.close(self.files.popitem(last=False)[1])
+            self.close(next(iter(self.files)))
         self.files[shard] = os.open(self.folder / f'{self.names[shard]}.tar', os.O_RDONLY)
         return self.files[shard]
+
+    def close(self, shard: int):
+        """Close the file of a shard, if it is open."""
+        if shard in self.files:
+            with suppress(OSError):  # a server that fails tells so here as well
+                os.close(self.files.pop(shard))

@@ -1,5 +1,6 @@
 """Draw random views of all images of a data set and store the tokens of each, resumably; see :mod:`mmcae.datasets.token_store`."""
 
+import hashlib
 import json
 import os
 import random
@@ -14,17 +15,17 @@ from mmengine.dataset import BaseDataset, Compose
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..utils.errors import ConfigError, DataError
-from ..utils.files import remove_unfinished, write_file
-from ..utils.locks import locked
+from ..utils.errors import ConfigError, DataError, StorageError
+from ..utils.files import UNFINISHED, remove_unfinished, write_file
+from ..utils.locks import LOCK, locked
 from ..utils.processes import interruptible
 from ..utils.progress import Display, duration
 from .bad_files import printable
-from .token_store import FLIPS, MANIFEST, Manifest, checksum, open_arrays, read_manifest
+from .token_store import FLIPS, MANIFEST, Manifest, content_key, open_arrays, read_manifest
 
 UNREADABLE = 'unreadable.tsv'
 REPEATABLE = ('LoadImage', 'RandomFlip', 'TwoViewCrop')  # the transforms whose random numbers a store keeps
-MAKERS = ('images', 'views', 'grid', 'vocab_size', 'settings')  # what of a manifest must not change between runs
+MAKERS = ('images', 'views', 'grid', 'vocab_size')  # what, besides the settings, must not change between runs
 SAVE_EVERY = 60  # seconds
 
 
@@ -57,11 +58,12 @@ class RandomViews(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> dict:
-        """`row`, `name`, and `box`, `flip` and `image` (K, h, w, C) of all views; or why there are none, as `error`."""
-        path = self.dataset.get_data_info(row)['img_path']
-        found = dict(row=row, name=checksum(path), path=path)
+        """`row`, `path`, and `key`, `box`, `flip` and `image` (K, h, w, C) of all views; or why there are none, as `error`."""
+        found = dict(row=row, path=self.dataset.get_data_info(row)['img_path'])
         try:
             loaded = self.dataset.prepare_data(row)
+        except StorageError:  # the next run asks again
+            raise
         except DataError as error:
             return dict(found, error=str(error))
         drawn = []
@@ -73,7 +75,15 @@ class RandomViews(Dataset):
                 results = step(results)
             drawn.append((results['crop_box'], FLIPS.index(results.get('flip_direction')), results['img'][1]))
         boxes, flips, images = zip(*drawn, strict=True)
-        return dict(found, box=np.array(boxes), flip=np.array(flips), image=np.stack(images))
+        key = content_key(loaded['img_bytes'])
+        return dict(found, key=key, box=np.array(boxes), flip=np.array(flips), image=np.stack(images))
+
+    def names(self) -> str:
+        """Hash of the files' names and order, whatever folder all of them are in."""
+        paths = [self.dataset.get_data_info(row)['img_path'] for row in range(len(self))]
+        common = os.path.dirname(os.path.commonprefix([min(paths, default=''), max(paths, default='')]))
+        names = '\0'.join(path[len(common) :] for path in paths)
+        return hashlib.sha256(names.encode(errors='surrogateescape')).hexdigest()
 
 
 def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callable[[Tensor], Tensor], batch_size: int, workers: int):
@@ -92,6 +102,7 @@ def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callabl
 
     Raises:
         DataError: The folder holds something else, or another process works in it.
+        StorageError: The storage fails; the same call goes on from there.
     """
     with locked(folder), interruptible():
         remove_unfinished(folder)
@@ -122,7 +133,7 @@ def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callabl
                 for batch in DataLoader(views, batch_size, sampler=range(before, len(views)), num_workers=workers, collate_fn=list):
                     write_rows(arrays, [sample for sample in batch if 'error' not in sample], tokenize)
                     for sample in batch:
-                        arrays['name'][sample['row']] = sample['name']
+                        arrays['key'][sample['row']] = sample.get('key', 0)
                         if 'error' in sample:
                             manifest.unreadable += 1
                             unreadable.write(f'{printable(sample["path"])}\t{printable(sample["error"])}\n'.encode())
@@ -132,6 +143,9 @@ def fill(folder: Path, manifest: Manifest, views: RandomViews, tokenize: Callabl
                         saved = time.time()
                     display.status(progress)
                 save()
+            except StorageError:
+                save()
+                raise
             finally:
                 display.close()
     return manifest
@@ -157,11 +171,13 @@ def resume(folder: Path, manifest: Manifest) -> Manifest:
     if (folder / MANIFEST).exists():
         earlier = read_manifest(folder)
         changed = [name for name in MAKERS if getattr(earlier, name) != getattr(manifest, name)]
+        names = {**earlier.settings, **manifest.settings}
+        changed += [name for name in names if earlier.settings.get(name) != manifest.settings.get(name)]
         if changed:
             raise DataError(f'{folder} was made otherwise: {", ".join(changed)} changed since. Delete it or choose another folder')
         manifest = earlier
     else:
-        foreign = sorted(file.name for file in folder.iterdir() if file.name != '.lock')
+        foreign = sorted(file.name for file in folder.iterdir() if file.name != LOCK and not UNFINISHED.fullmatch(file.name))
         if foreign:
             raise DataError(f'{folder} is not empty and was not made by this tool ({foreign[0]} is in it). Choose another folder')
         save_manifest(folder, manifest)  # before the arrays, so that what an interruption leaves behind is known to be ours
@@ -174,3 +190,12 @@ def resume(folder: Path, manifest: Manifest) -> Manifest:
 def save_manifest(folder: Path, manifest: Manifest):
     """Whole or not at all."""
     write_file(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + '\n')
+
+
+def fingerprint(state: dict[str, Tensor]) -> str:
+    """Hash of the names and values of tensors, by which weights are known wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -40,8 +40,8 @@ class DataError(InputError):
     """Images or annotations that are absent, damaged or do not fit together."""
 
 
-class StorageError(InputError):
-    """Storage or memory that fails, or permissions that are missing: nothing is known about the content of the file that was asked for."""
+class StorageError(DataError):
+    """Storage or memory that fails, or permissions that are missing: it tells nothing about the content of the file that was asked for."""
 
 
 class TrainingError(InputError):
@@ -122,6 +122,8 @@ def explain(error):
         return f'{error.strerror}: {error.filename}' if error.filename else _message(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return f'{error.strerror}: {error.filename or "while writing"}'
+    if isinstance(error, OSError | MemoryError):
+        return _explain_failing_storage(error)
     if isinstance(error, pickle.UnpicklingError):
         return f'A checkpoint was refused, because it holds more than tensors and plain data: {error}'
     if isinstance(error, KeyError | RuntimeError):
@@ -157,6 +159,16 @@ def _explain_missing_library(error):
     if isinstance(error, ModuleNotFoundError) and name:
         return f'{error}, which something in the config or the command needs. Remedy: pip install {PACKAGES.get(name, name)}'
     return f'{type(error).__name__}: {error}. A library is missing, or does not fit the others: python -m mmcae.utils.collect_env'
+
+
+def _explain_failing_storage(error):
+    """For storage or memory that fails where nothing tries again. Without a file it is a connection to another process."""
+    from .files import may_pass, remedy, told
+
+    name = getattr(error, 'filename', None)
+    if not may_pass(error) or name is None and getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return None
+    return f'{f"{name}: " if name else ""}{told(error)}. {remedy(error)}'
 
 
 def _explain_unknown_type(error):

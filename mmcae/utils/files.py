@@ -192,6 +192,14 @@ def patience() -> float:
         raise ConfigError(f'MMCAE_RETRY_SECONDS={text!r} in the environment must be a number of seconds') from None
 
 
+def may_pass(error: BaseException) -> bool:
+    """Whether an error tells nothing about what was read, but that storage or memory has failed for now."""
+    if isinstance(error, OSError):
+        return error.errno in PASSING
+    # torch and OpenCV have errors of their own.
+    return isinstance(error, MemoryError) or re.search("can't allocate memory|Insufficient memory", str(error)) is not None
+
+
 def patiently(action: Callable[[], Result], name: str | Path) -> Result:
     """Do something that reads, and do it again after growing waits while the storage or the memory fails in a way that may pass.
 
@@ -210,14 +218,14 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
     while True:
         try:
             return action()
-        except (OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno not in PASSING:
+        except Exception as error:
+            if not may_pass(error):
                 raise
-            rest = patience() - waited
+            rest, what = patience() - waited, getattr(error, 'filename', None) or name
             if rest <= 0:
-                raise StorageError(f'{name} cannot be read: {told(error)}, for {waited:.0f} s. {remedy(error)}') from error
+                raise StorageError(f'{what} cannot be read: {told(error)}, for {waited:.0f} s. {remedy(error)}') from error
             if not waited:
-                print_log(f'{name}: {told(error)}; trying again for {rest:.0f} s', 'current', logging.WARNING)
+                print_log(f'{what}: {told(error)}; trying again for {rest:.0f} s', 'current', logging.WARNING)
         wait = min(wait, rest, LONGEST_WAIT)
         time.sleep(wait)
         waited, wait = waited + wait, 2 * wait
@@ -227,31 +235,20 @@ def read_file(path: str | Path) -> bytes:
     """The content of a file.
 
     Raises:
-        FileNotFoundError: It is not there, though the folder that should lead to it is; or a link leads nowhere.
+        FileNotFoundError: It is not there.
         StorageError: It cannot be read for a reason that tells nothing about its content: a failing server or disk, also after tries for
-            :func:`patience` seconds; no permission; an empty folder where it should lie, as an unmounted file system leaves behind.
+            :func:`patience` seconds; no permission.
     """
-
-    def read():
-        try:
-            return Path(path).read_bytes()
-        except OSError as error:
-            if error.errno not in MISSING:
-                raise
-            if is_unmounted(path):
-                raise StorageError(f'{path} does not exist, and the folder above is empty: is its file system mounted?') from error
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
-
     try:
-        return patiently(read, path)
-    except FileNotFoundError:
-        raise
+        return patiently(Path(path).read_bytes, path)
     except OSError as error:
-        raise StorageError(f'{path} cannot be read: {told(error)}. Change its permissions, or take it out of the data set') from error
+        if error.errno in MISSING:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+        raise StorageError(f'{path} cannot be read: {told(error)}. Look at its permissions') from error
 
 
 def is_unmounted(path: str | Path) -> bool:
-    """Whether the nearest folder above a missing file is empty."""
+    """Whether the nearest folder above a missing file is empty, as a file system that is not mounted any more leaves it behind."""
     if os.path.lexists(path):
         return False  # a link that leads nowhere
     folder = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
@@ -267,7 +264,7 @@ def told(error: Exception) -> str:
 
 def remedy(error: Exception) -> str:
     """What a person can do about an error that did not pass."""
-    kind = getattr(error, 'errno', errno.ENOMEM)
+    kind = error.errno if isinstance(error, OSError) else errno.ENOMEM
     if kind in (errno.EMFILE, errno.ENFILE):
         what = 'Allow more open files (ulimit -n), or lower num_workers'
     elif kind == errno.ENOMEM:

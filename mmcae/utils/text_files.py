@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import json
+import os
 import pickle
 import re
 import tempfile
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import yaml
 from mmengine.fileio import LocalBackend, register_backend, register_handler
+from mmengine.fileio import io as mmengine_io
 from mmengine.fileio.handlers import PickleHandler, YamlHandler
 
 from .errors import DataError
+from .files import patiently, read_file
 
 OTHER_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins with one of them, too
 
@@ -31,8 +34,8 @@ def read_bytes(path):
         DataError: It cannot be opened, or is UTF-16.
     """
     try:
-        content = Path(path).read_bytes()
-    except OSError as error:
+        content = read_file(path)
+    except FileNotFoundError as error:
         raise DataError(f'{path} cannot be read: {error.strerror}') from error
     if content.startswith(OTHER_MARKS):
         raise DataError(f'{path} is encoded in UTF-16 or UTF-32: save it as UTF-8')
@@ -128,10 +131,22 @@ def _line(error):
 # ---------------------------------------------------------------- what the libraries read
 
 
-class TextBackend(LocalBackend):
-    """mmengine's LocalBackend, which reads text files without their byte order mark."""
+class PlainBackend(LocalBackend):
+    """mmengine's LocalBackend, which outlasts short failures, reads text without a byte order mark, and lists no hidden folders.
+
+    Folders such as `.ipynb_checkpoints` would be classes of data sets whose folders are classes.
+    """
 
     SUFFIXES = ('.csv', '.json', '.txt', '.yaml', '.yml')
+
+    def get(self, filepath):
+        """The content of a file; see :func:`~mmcae.utils.files.read_file`."""
+        return read_file(filepath)
+
+    def list_dir_or_file(self, dir_path, *args, **kwargs):
+        """Names in a folder, relative to it, as mmengine's, without what is hidden or lies in a hidden folder."""
+        names = patiently(lambda: list(super(PlainBackend, self).list_dir_or_file(dir_path, *args, **kwargs)), dir_path)
+        return (name for name in names if not any(part.startswith('.') for part in name.split(os.sep)))
 
     def get_text(self, filepath, encoding='utf-8'):
         """The content of a text file."""
@@ -221,8 +236,10 @@ def read_pickle(path):
 def read_plainly():
     """Have mmengine's file functions, by which all OpenMMLab libraries read lists and annotations, read them as this module does.
 
-    Byte order marks are skipped, YAML and pickles run no code. The registries for it are mmengine's own; they belong to the process.
+    Byte order marks are skipped, YAML and pickles run no code, hidden folders are no classes, and what fails for a moment is tried again.
+    The registries for it are mmengine's own; they belong to the process.
     """
-    register_backend('local', TextBackend, force=True, prefixes='')
+    register_backend('local', PlainBackend, force=True, prefixes='')
+    mmengine_io.backend_instances.clear()  # of the one that was registered before
     register_handler(['yaml', 'yml'])(PlainYamlHandler)
     register_handler(['pkl', 'pickle'])(PlainPickleHandler)

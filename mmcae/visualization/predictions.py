@@ -11,6 +11,7 @@ from mmengine.runner import Runner, load_checkpoint
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
+from ..datasets import read_images_alike
 from ..utils.errors import ConfigError
 from .sheet import enlarge, picture_sheet
 
@@ -48,6 +49,7 @@ def prediction_sheet(
     if scope not in DRAWERS:
         raise ConfigError(f"Only detection (default_scope='mmdet') and segmentation ('mmseg') have such pictures, not {scope!r}")
     init_default_scope(scope)
+    read_images_alike(cfg)
     dataset = Runner.build_dataloader(dict(cfg.test_dataloader, num_workers=0, persistent_workers=False)).dataset
     samples = [dataset[index] for index in range(min(count, len(dataset)))]
     draw = DRAWERS[scope](dataset.metainfo, min_score)

@@ -62,7 +62,7 @@ def test_what_cannot_be_read_is_named(pixels, tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r'five.tif has the shape \(20, 30, 5\), .*4 channels'):
         load(tmp_path / 'five.tif', 4)
     tifffile.imwrite(tmp_path / 'float.tif', pixels.astype(np.float32), photometric='minisblack', planarconfig='contig')
-    with pytest.raises(DataError, match='float.tif has pixels of the type float32, of unknown range'):
+    with pytest.raises(DataError, match='float.tif cannot be read as an image: .*32-bit floating point .* unknown range: .*white='):
         load(tmp_path / 'float.tif', 5)
     (tmp_path / 'broken.tif').write_bytes((tmp_path / 'five.tif').read_bytes()[:40])
     with pytest.raises(DataError, match='broken.tif cannot be read as an image'):

@@ -1,8 +1,10 @@
 """ImageFolder: every way to name images, every kind of damaged file, and what takes their places."""
 
+import errno
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 from mmcae.datasets import ImageFolder
 from mmcae.datasets.bad_files import printable
 from mmcae.registry import DATASETS
-from mmcae.utils.errors import DataError
+from mmcae.utils.errors import DataError, StorageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 PIPELINE = [
@@ -189,7 +191,7 @@ def test_a_folder_with_only_unreadable_files(tmp_path):
     for i in range(60):
         (tmp_path / f'{i}.png').write_text('no image')
     dataset = build(data_root=str(tmp_path))
-    with pytest.raises(DataError, match=r'50 of 60 files were tried and none can be read. The first: .*0.png cannot be read.*right folder'):
+    with pytest.raises(DataError, match='50 of 60 files were tried and none can be read: is this .*The first: .*0.png cannot be read'):
         dataset[0]
 
 
@@ -199,6 +201,31 @@ def test_a_test_set_has_no_replacements(mixed):
     index = next(i for i, path in enumerate(names(dataset)) if path.endswith('empty.jpg'))
     with pytest.raises(DataError, match='empty.jpg'):
         dataset[index]
+
+
+@pytest.mark.parametrize(
+    'error', [OSError(errno.ESTALE, 'Stale file handle'), PermissionError(errno.EACCES, 'Permission denied')], ids=repr
+)
+def test_a_storage_that_fails_is_no_bad_file(image_folder, monkeypatch, error):
+    """It ends the run, also where other errors of reading are replaced."""
+    dataset, read, calls = build(data_root=str(image_folder())), Path.read_bytes, []
+
+    def fail(path):
+        calls.append(path)
+        if path.match('dog/001.png') and len(calls) < failures:
+            raise error
+        return read(path)
+
+    monkeypatch.setattr(Path, 'read_bytes', fail)
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '1')
+    failures = 3
+    if error.errno == errno.ESTALE:
+        sample = dataset[5]['data_samples']
+        assert sample.img_path.endswith('dog/001.png') and 'bad_files' not in sample and len(calls) == 3
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    failures = 10**9
+    with pytest.raises(StorageError, match='dog/001.png cannot be read: (Stale file handle .ESTALE|Permission denied .EACCES)'):
+        dataset[5]
 
 
 def test_other_errors_are_not_taken_for_bad_files(image_folder):

@@ -1,5 +1,6 @@
 """Packed images: the same samples as from the folder, in random access, from any process; damage is named; webdataset reads them too."""
 
+import errno
 import json
 import os
 import pickle
@@ -14,8 +15,8 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 
-from mmcae.datasets import ImageFolder, PackedImages, packing, shards
-from mmcae.utils.errors import ConfigError, DataError
+from mmcae.datasets import ImageFolder, PackedImages, packing, shards, transforms
+from mmcae.utils.errors import ConfigError, DataError, StorageError
 
 PIPELINE = [dict(type='mmcae.LoadImage'), dict(type='PackInputs')]
 
@@ -157,6 +158,102 @@ def in_padding(data, position):
     """Whether a byte belongs to no member of a tar file."""
     with tarfile.open(fileobj=BytesIO(data)) as tar:
         return not any(m.offset <= position < m.offset_data + m.size for m in tar)
+
+
+def flaky(monkeypatch, owner, name, fails, times, error):
+    """Have a function fail so many times for each of what `fails` picks out of its first argument."""
+    real, tries = getattr(owner, name), {}
+
+    def call(first, *args, **kwargs):
+        if fails(first) and tries.setdefault(str(first), 0) < times:
+            tries[str(first)] += 1
+            raise error
+        return real(first, *args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+    return tries
+
+
+ERRORS = [
+    OSError(errno.ESTALE, 'Stale file handle'),
+    OSError(errno.EIO, 'Input/output error'),
+    OSError(errno.EMFILE, 'Too many'),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize('error', ERRORS, ids=repr)
+def test_a_storage_that_fails_for_a_moment_changes_nothing(source, packed, tmp_path, monkeypatch, error):
+    tries = flaky(monkeypatch, Path, 'read_bytes', lambda path: path.name in ('003.png', '004.jpg'), 2, error)
+    manifest = pack(source, tmp_path / 'again')
+    assert len(tries) == 6 and manifest.images == 24 and not manifest.left_out
+    for file in packed.glob('shard-*.tar'):
+        assert file.read_bytes() == (tmp_path / 'again' / file.name).read_bytes()
+
+
+@pytest.mark.parametrize('error', ERRORS, ids=repr)
+def test_a_storage_that_stays_away_stops_and_the_next_run_fetches_what_is_missing(source, packed, tmp_path, monkeypatch, error):
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    with monkeypatch.context() as patch:
+        flaky(patch, Path, 'read_bytes', lambda path: path.match('dog/003.png'), 10**9, error)
+        for _ in range(2):
+            with pytest.raises(StorageError, match='dog/003.png cannot be read: .*the same command goes on from here'):
+                pack(source, tmp_path / 'again')
+    manifest = json.loads((tmp_path / 'again/pack.json').read_text())
+    assert not manifest['complete'] and not manifest['left_out'] and manifest['consumed'] <= 11
+    assert not list((tmp_path / 'again').glob('*.partial'))
+    assert pack(source, tmp_path / 'again').complete
+    for file in packed.iterdir():
+        assert file.name == '.lock' or file.suffix == '.npz' or file.read_bytes() == (tmp_path / 'again' / file.name).read_bytes()
+
+
+def test_too_little_memory_to_decode_is_no_bad_file(source, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    flaky(monkeypatch, packing, 'read_image', lambda path: path == 'dog/003.png', 1, MemoryError())
+    with pytest.raises(MemoryError):  # what comes from elsewhere is not hidden
+        pack(source, tmp_path / 'again')
+    flaky(monkeypatch, transforms.image_file, 'to_rgb', lambda image: image.format == 'PNG', 10**9, MemoryError())
+    with pytest.raises(StorageError, match='png cannot be read: not enough memory'):
+        pack(source, tmp_path / 'again')
+
+
+def test_files_that_are_gone_and_file_systems_that_are_gone(source, tmp_path, monkeypatch):
+    """The first are left out and counted; the second stop the packing."""
+    (source / 'cat/broken link.png').symlink_to('nowhere')
+    manifest = pack(source, tmp_path / 'packed')
+    assert manifest.left_out == dict(unreadable=1) and manifest.images == 24
+    files = packing.SourceFiles(source, ['cat/000.jpg', 'cat/gone.png', 'emu/young/000.jpg', 'dog/000.jpg'])
+    manifest = packing.pack(files, tmp_path / 'listed', {}, 10**6, 0, 0.5)
+    assert manifest.left_out == dict(unreadable=1) and 'No such file' in (tmp_path / 'listed/left_out.tsv').read_text()
+    for file in (source / 'emu/young').iterdir():  # as of a disk that is not mounted any more
+        file.unlink()
+    with pytest.raises(StorageError, match='young/000.jpg does not exist, and the folder above is empty: is its file system mounted'):
+        packing.pack(files, tmp_path / 'other', {}, 10**6, 0, 0.5)
+
+
+def test_shards_on_a_server_that_fails(packed, monkeypatch):
+    """What was opened before is opened again; what lasts is no damage of the shard, neither for reading nor for --verify."""
+    dataset = PackedImages(str(packed), pipeline=PIPELINE)
+    expected = [dataset[i]['inputs'] for i in range(24)]
+    descriptors = dict(dataset.reader.files)
+    stale = OSError(errno.ESTALE, 'Stale file handle')
+    with monkeypatch.context() as patch:
+        flaky(patch, os, 'pread', lambda descriptor: True, 1, stale)
+        assert all(torch.equal(dataset[i]['inputs'], expected[i]) for i in range(24)) and descriptors
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    with monkeypatch.context() as patch:
+        flaky(patch, os, 'pread', lambda descriptor: True, 10**9, stale)
+        with pytest.raises(StorageError, match=r'shard-000000.tar/cat/000.jpg cannot be read: Stale file handle'):
+            dataset[0]
+    with monkeypatch.context() as patch:
+        flaky(patch, tarfile, 'open', lambda file: True, 10**9, stale)
+        with pytest.raises(StorageError, match='shard-000000.tar cannot be read: Stale'):
+            packing.verify(packed, lambda text: None)
+    for name in ('pack.json', 'shard-000001.npz'):
+        with monkeypatch.context() as patch:
+            flaky(patch, Path, 'read_bytes', lambda path, name=name: path.name == name, 10**9, stale)
+            with pytest.raises(StorageError, match=f'{name} cannot be read: Stale'):
+                PackedImages(str(packed))
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_bytes_of_a_packed_file_and_files_that_cannot_be_read(tmp_path):
     Image.open(path).save(stream, 'JPEG', quality=95)
     _, reduced = pipelines()
     results = run(reduced, 'shard.tar/a.jpg', 1, img_bytes=stream.getvalue())
-    assert 'img_bytes' not in results and 'drawn_box' not in results
+    assert results['img_bytes'] == stream.getvalue() and 'drawn_box' not in results
     for data in (b'', b'no image', stream.getvalue()[:2000]):
         with pytest.raises(DataError, match='shard.tar/a.jpg'):
             run(reduced, 'shard.tar/a.jpg', 1, img_bytes=data)

@@ -1,6 +1,8 @@
 """Batches that depend on seed, epoch and number alone."""
 
+import errno
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, I
 
 from mmcae.datasets.seeded_loader import SeededLoader, reseed
 from mmcae.datasets.source_batch_sampler import SourceBatchSampler
-from mmcae.utils.errors import ConfigError
+from mmcae.utils.errors import ConfigError, StorageError
 
 
 class Numbers(Dataset):
@@ -186,6 +188,31 @@ def test_the_training_keeps_its_random_numbers_to_itself():
     drawn = torch.rand(1)
     torch.manual_seed(0)
     assert torch.equal(drawn, torch.rand(1))
+
+
+class Flaky(Numbers):
+    """Fails for each sample, as whatever libraries read with fails on a bad day, after drawing random numbers."""
+
+    def __init__(self, times, error):
+        super().__init__()
+        self.times, self.error, self.tries = times, error, Counter()
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        self.tries[index] += 1
+        if self.tries[index] <= self.times:
+            raise self.error
+        return sample
+
+
+@pytest.mark.parametrize('error', [OSError(errno.ETIMEDOUT, 'Connection timed out'), MemoryError()], ids=repr)
+def test_what_fails_for_a_moment_is_loaded_again_with_the_same_random_numbers(error, monkeypatch):
+    assert torch.equal(torch.stack(list(make(dataset=Flaky(2, error)))), torch.stack(list(make())))
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    with pytest.raises(StorageError, match='sample [0-9]+ of Flaky cannot be read: .*--resume'):
+        list(make(dataset=Flaky(10**9, error)))
+    with pytest.raises(ValueError, match='a mistake'):
+        list(make(dataset=Flaky(1, ValueError('a mistake'))))
 
 
 def test_the_data_set_is_still_there():

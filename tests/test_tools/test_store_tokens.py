@@ -36,9 +36,9 @@ def options(image_folder, tmp_path):
     ]
 
 
-def test_store_then_pretrain(run_tool, options, tmp_path, repository):
+def test_store_then_pretrain(fork_tool, options, tmp_path, repository):
     arguments = (RECIPE, tmp_path / 'tokens', '--views', '2', '--workers', '1', '--cfg-options', *options)
-    code, output = run_tool(TOOL, *arguments)
+    code, output = fork_tool(TOOL, *arguments)
     assert code == 0 and output.endswith(f'{tmp_path}/tokens: 2 views of 8 images, 4x4 of 64 tokens each\n'), output
     (tmp_path / 'stored.py').write_text(STORED.format(recipe=repository / RECIPE, tokens=tmp_path / 'tokens'))
     changes = [option for option in options if 'target_generator' not in option]
@@ -60,24 +60,46 @@ def test_store_then_pretrain(run_tool, options, tmp_path, repository):
         *changes,
         *steps,
     )
-    code, output = run_tool(*command)
+    code, output = fork_tool(*command)
     assert code == 0 and 'mlm_acc' in output and (tmp_path / 'work/iter_3.pth').exists(), output
 
-    # Other files than those that the store was made of.
+    # Other names are no matter, other images are.
     for path in (tmp_path / 'images').rglob('*.*g'):
         path.rename(path.with_name(f'new_{path.name}'))
-    code, output = run_tool(*command)
-    assert code == 2 and 'was made for other files' in output and 'Traceback' not in output, output
+    code, output = fork_tool(*command)
+    assert code == 0, output
+    for path in (tmp_path / 'images').rglob('*.*g'):
+        path.write_bytes(path.read_bytes() + b' ')
+    code, output = fork_tool(*command)
+    line = output.strip().splitlines()[-1]
+    assert code == 2 and f'is none of the 8 images that {tmp_path}/tokens was made of' in line and 'Traceback' not in output, output
 
 
-def test_what_cannot_be_stored(run_tool, options, tmp_path):
+def test_the_tokenizer_is_known_by_its_weights_and_not_by_their_place(fork_tool, options, tmp_path):
+    arguments = (RECIPE, tmp_path / 'tokens', '--views', '1', '--workers', '0', '--cfg-options', *options)
+    code, output = fork_tool(TOOL, *arguments)
+    assert code == 0, output
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'tokenizer.pth').rename(tmp_path / 'elsewhere/other name.pth')
+    moved = f'model.target_generator.checkpoint={tmp_path}/elsewhere/other name.pth'
+    code, output = fork_tool(TOOL, *arguments, moved)
+    assert code == 0, output
+    state = torch.load(tmp_path / 'elsewhere/other name.pth', weights_only=True)
+    state['quantizer.codes'][0, 0] += 1
+    torch.save(state, tmp_path / 'tokenizer.pth')
+    code, output = fork_tool(TOOL, *arguments)
+    line = output.strip().splitlines()[-1]
+    assert code == 2 and f'{tmp_path}/tokens was made otherwise: weights changed since' in line, output
+
+
+def test_what_cannot_be_stored(fork_tool, options, tmp_path):
     changes = ['--cfg-options', *(option for option in options if 'target_generator' not in option)]
-    code, output = run_tool(TOOL, 'configs/digits/cae_pixels_vit-digits.py', tmp_path / 'out', *changes)
+    code, output = fork_tool(TOOL, 'configs/digits/cae_pixels_vit-digits.py', tmp_path / 'out', *changes)
     assert code == 2 and 'PixelTargets are not' in output and not (tmp_path / 'out').exists(), output
-    code, output = run_tool(TOOL, RECIPE, tmp_path / 'out', '--cfg-options', *options, 'data_root=absent')
+    code, output = fork_tool(TOOL, RECIPE, tmp_path / 'out', '--cfg-options', *options, 'data_root=absent')
     assert code == 2 and 'absent' in output and 'does not exist' in output
     for path in (tmp_path / 'images').rglob('*.*g'):
         path.write_bytes(b'broken')
-    code, output = run_tool(TOOL, RECIPE, tmp_path / 'out', '--views', '1', '--cfg-options', *options)
+    code, output = fork_tool(TOOL, RECIPE, tmp_path / 'out', '--views', '1', '--cfg-options', *options)
     assert code == 2 and 'None of the 8 images can be read' in output and 'Traceback' not in output
     assert len((tmp_path / 'out/unreadable.tsv').read_text().splitlines()) == 8

@@ -59,6 +59,9 @@ def test_missing_and_unwritable_files_are_named(capsys, tmp_path):
 
 
 def test_files_that_may_not_grow_are_named(capsys):
+    stale = OSError(errno.ESTALE, 'Stale file handle', 'x.json')
+    assert message(capsys, lambda: throw(stale)).startswith('error: x.json: Stale file handle (ESTALE). Look at the disk, the mount or')
+    assert message(capsys, lambda: throw(MemoryError())).startswith('error: not enough memory. Lower num_workers')
     assert message(capsys, lambda: throw(OSError(errno.EFBIG, 'File too large', 'x.pth'))) == 'error: File too large: x.pth'
 
 

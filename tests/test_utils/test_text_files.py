@@ -1,10 +1,13 @@
 """Text files with byte order marks and any line ends; YAML and pickles that would run code."""
 
 import codecs
+import errno
 import json
 import os
 import pickle
+import shutil
 from collections import OrderedDict
+from pathlib import Path
 
 import mmengine.fileio as fileio
 import numpy as np
@@ -32,6 +35,7 @@ def plain_reading(monkeypatch):
     for registry in (fileio.backends.backends, fileio.backends.prefix_to_backends, fileio.handlers.file_handlers):
         for name, value in registry.items():
             monkeypatch.setitem(registry, name, value)
+    monkeypatch.setattr(fileio.io, 'backend_instances', {})
     read_plainly()
 
 
@@ -130,3 +134,43 @@ def test_what_is_written_can_be_read(tmp_path):
         fileio.dump(dict(size=(1, 2), name='a'), tmp_path / name)
         assert fileio.load(tmp_path / name) in (dict(size=[1, 2], name='a'), dict(size=(1, 2), name='a'))
     assert fileio.load(tmp_path / 'x.yaml') == dict(size=[1, 2], name='a')
+
+
+def test_hidden_folders_are_no_classes_and_hold_no_images(image_folder):
+    """For the data sets of mmpretrain, whose classes are folders, and for those without labels."""
+    from mmpretrain.datasets import CustomDataset, ImageNet
+
+    root = image_folder('train', count=2)
+    expected = CustomDataset(data_root=str(root))
+    for hidden in ('.mmcae', '.ipynb_checkpoints', '.git/deep', 'cat/.thumbnails'):
+        shutil.copytree(root / 'dog', root / hidden)
+    (root / '.empty').mkdir()
+    dataset = CustomDataset(data_root=str(root))
+    assert dataset.CLASSES == ('cat', 'dog') == expected.CLASSES
+    assert [dataset[i] for i in range(len(dataset))] == [expected[i] for i in range(len(expected))]
+    assert len(CustomDataset(data_root=str(root), with_label=False)) == 4
+    assert len(ImageNet(data_root=str(root.parent), split='train', metainfo=dict(classes=['cat', 'dog']))) == 4
+
+
+def test_what_fails_for_a_moment_is_read_again(tmp_path, monkeypatch):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/x.txt').write_text('text')
+    failures = []
+
+    def flaky(owner, name):
+        real = getattr(owner, name)
+
+        def call(path, *args):
+            failures.append(path)
+            if len(failures) % 2:
+                raise OSError(errno.ESTALE, 'Stale file handle', str(path))
+            return real(path, *args)
+
+        monkeypatch.setattr(owner, name, call)
+
+    flaky(Path, 'read_bytes')
+    flaky(os, 'scandir')
+    assert fileio.get(tmp_path / 'a/x.txt') == b'text' and fileio.get_text(tmp_path / 'a/x.txt') == 'text'
+    assert list(fileio.list_dir_or_file(tmp_path)) == ['a'] and len(failures) == 6
+    with pytest.raises(FileNotFoundError):
+        fileio.get(tmp_path / 'a/y.txt')

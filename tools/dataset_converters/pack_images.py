@@ -30,6 +30,7 @@ def parse_args():
         '--max-bad-files', type=share, default=0.01, metavar='SHARE', help='most files that may be unreadable (default: %(default)s)'
     )
     parser.add_argument('--channels', type=int, default=3, help='of the images, as mmcae.LoadImage will be told (default: %(default)s)')
+    parser.add_argument('--white', type=float, help='the value that is white in files of more than 8 bits, as mmcae.LoadImage will be told')
     tissue = parser.add_argument_group('tiles of slides')
     tissue.add_argument(
         '--min-tissue', type=share, default=0.0, metavar='SHARE', help='leave out tiles with tissue on less than this share of their area'
@@ -54,6 +55,8 @@ def parse_args():
         parser.error('--verify takes a packed folder alone')
     if args.shard_size <= 0 or args.workers < 0 or args.seed < 0:
         parser.error('--shard-size must be above 0, --workers and --seed must not be negative')
+    if args.white is not None and not args.white > 0:
+        parser.error('--white must be above 0')
     if args.channels < 1 or (args.min_tissue and args.channels != 3):
         parser.error('--channels must be at least 1, and 3 with --min-tissue: tissue is told by its colour')
     if args.split_by is not None and not 0 < args.val_share < 1:
@@ -85,7 +88,7 @@ def pack(args):
     paths = source_paths(args.source, args.list)
     for name, members, settings in parts(args, paths):
         folder = args.destination / name
-        files = packing.SourceFiles(args.source, members, args.min_tissue, args.saturation, args.channels)
+        files = packing.SourceFiles(args.source, members, args.min_tissue, args.saturation, args.channels, args.white)
         manifest = packing.pack(files, folder, settings, round(args.shard_size * 1e6), args.workers, args.max_bad_files)
         left_out = ''.join(f', {count:,} {reason}' for reason, count in manifest.left_out.items())
         print(

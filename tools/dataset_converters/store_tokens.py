@@ -11,6 +11,8 @@ import argparse
 import os
 from pathlib import Path
 
+WHERE = ('checkpoint', 'init_cfg')  # of a tokenizer's settings those that tell where its weights lie, not which they are
+
 
 def parse_args():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -47,7 +49,7 @@ def store(args):
     import mmcae.models  # noqa: F401
     from mmcae import compat
     from mmcae.datasets import check_data
-    from mmcae.datasets.store_tokens import UNREADABLE, RandomViews, fill
+    from mmcae.datasets.store_tokens import UNREADABLE, RandomViews, fill, fingerprint
     from mmcae.datasets.token_store import Manifest
     from mmcae.registry import DATASETS, MODELS
     from mmcae.utils.benchmark import device_of
@@ -72,7 +74,15 @@ def store(args):
 
     views = RandomViews(DATASETS.build(cfg.train_dataloader.dataset), args.views, args.seed)
     grid = tokenizer.token_grid(views.draw[-1].second_size)
-    settings = dict(tokenizer=repr(cfg.model.target_generator.to_dict()), transforms=[repr(step) for step in views.draw], seed=args.seed)
+    settings = dict(
+        files=views.names(),
+        loading=repr(views.dataset.pipeline.transforms[0]),
+        transforms=[repr(step) for step in views.draw],
+        seed=args.seed,
+        normalisation=[getattr(preprocessor, f'second_{name}').flatten().tolist() for name in ('mean', 'std')],
+        tokenizer={name: repr(value) for name, value in cfg.model.target_generator.to_dict().items() if name not in WHERE},
+        weights=fingerprint(tokenizer.state_dict()),
+    )
     manifest = fill(
         args.folder, Manifest(len(views), args.views, grid, tokenizer.vocab_size, settings), views, tokenize, args.batch_size, args.workers
     )

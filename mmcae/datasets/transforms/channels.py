@@ -5,24 +5,28 @@ from io import BytesIO
 import numpy as np
 
 from ...utils.errors import DataError, DependencyError
+from .image_file import content_of, decoded
+from .sample_depth import Samples, in_range
 
 SUFFIXES = ('.tif', '.tiff')
 
 
-def read_channels(path, channels, data=None):
+def read_channels(path, channels, data=None, white=None):
     """Read a TIFF file with several channels, which lie in its samples, in its pages, or both.
 
     Args:
-        path (str | Path): A TIFF file with 8 or 16 bits: a (height, width, channels) or (channels, height, width) image, or one page for
-            each channel.
+        path (str | Path): A TIFF file: a (height, width, channels) or (channels, height, width) image, or one page for each channel.
         channels (int): How many are expected.
         data (bytes, optional): The file's content, if that has been read; the path is only its name then.
+        white (float, optional): The value that becomes 255. Defaults to None: the largest of unsigned integers of up to 16 bits; other
+            kinds of numbers are refused.
 
     Returns:
-        np.ndarray: (H, W, channels). uint8 as stored; 16 bits become float32 in [0, 255] without loss (65535 is 255).
+        np.ndarray: (H, W, channels). uint8 as stored; other types become float32 in [0, 255] without loss (65535 is 255).
 
     Raises:
-        DataError: The file is missing, cannot be read, or has other channels; the message names it.
+        DataError: The file is missing, cannot be read, has other channels, or values of unknown range; the message names it.
+        StorageError: It cannot be read for reasons that tell nothing about its content.
         DependencyError: tifffile is not installed.
     """
     try:
@@ -31,15 +35,21 @@ def read_channels(path, channels, data=None):
         raise DependencyError(f'Images of {channels} channels are read by tifffile: pip install tifffile') from error
     if not str(path).lower().endswith(SUFFIXES):
         raise DataError(f'{path}: images of {channels} channels are read from TIFF files only ({", ".join(SUFFIXES)})')
-    try:
-        with tifffile.TiffFile(path if data is None else BytesIO(data)) as file:
+    data = content_of(path) if data is None else data
+
+    def decode():
+        with tifffile.TiffFile(BytesIO(data)) as file:
+            page = file.pages[0]
             # Some writers make every page an image of its own.
             apart = file.series[0].ndim == 2 and len(file.pages) == channels
             pixels = file.asarray(key=range(channels)) if apart else file.asarray()
-    except FileNotFoundError as error:
-        raise DataError(f'{path} is listed in the data set but does not exist') from error
-    except Exception as error:  # damaged files make it raise almost anything
-        raise DataError(f'{path} cannot be read as an image ({error}): repair it or remove it from the data set') from error
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+            raise ValueError('its values are numbers of colours in a palette')
+        kind = {'u': 'unsigned', 'i': 'signed', 'f': 'floating point'}.get(pixels.dtype.kind, pixels.dtype.name)
+        inverted = page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+        return pixels, Samples(page.bitspersample, kind, inverted)
+
+    pixels, samples = decoded(path, decode)
     pixels = np.squeeze(pixels)
     if pixels.ndim == 2:
         pixels = pixels[..., None]
@@ -49,8 +59,6 @@ def read_channels(path, channels, data=None):
         raise DataError(
             f'{path} has the shape {pixels.shape}, where an image of {channels} channels is expected: set channels, or remove it'
         )
-    if pixels.dtype == np.uint8:
-        return np.ascontiguousarray(pixels)
-    if pixels.dtype == np.uint16:
-        return np.ascontiguousarray(pixels, dtype=np.float32) / np.float32(257)
-    raise DataError(f'{path} has pixels of the type {pixels.dtype}, of unknown range: store them with 8 or 16 bits')
+    if pixels.dtype == np.uint8 and white is None:
+        return np.ascontiguousarray(255 - pixels if samples.inverted else pixels)
+    return decoded(path, lambda: np.ascontiguousarray(in_range(pixels, samples, white) * np.float32(255)))

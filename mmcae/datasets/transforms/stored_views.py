@@ -6,7 +6,7 @@ import mmcv
 from mmcv.transforms import BaseTransform
 
 from ...registry import TRANSFORMS
-from ...utils.errors import DataError
+from ...utils.errors import ConfigError, DataError
 from ..token_store import TokenStore
 from .two_view_crop import find_filter, height_width, resize
 
@@ -17,8 +17,8 @@ class StoredViews(BaseTransform):
 
     Stands where RandomFlip and :class:`TwoViewCrop` do in other recipes, with :class:`mmcae.models.StoredTokens` as the target.
 
-    Required keys: ``img`` (array (H, W, C), uint8 or float32), ``img_path`` and ``sample_idx``. Modified keys: ``img`` becomes a list of
-    the model's view (h, w, C) and the tokens, int32 (rows, columns, 1); ``img_shape`` becomes (h, w).
+    Required keys: ``img`` (array (H, W, C), uint8 or float32), ``img_path`` and ``img_bytes``, as mmcae.LoadImage gives them. Modified
+    keys: ``img`` becomes a list of the model's view (h, w, C) and the tokens, int32 (rows, columns, 1); ``img_shape`` becomes (h, w).
 
     Args:
         folder (str): What `tools/dataset_converters/store_tokens.py` wrote.
@@ -27,8 +27,8 @@ class StoredViews(BaseTransform):
         backend (str): See :class:`TwoViewCrop`. Defaults to 'pillow'.
 
     Raises:
-        ConfigError: The store is about other files.
-        DataError: There is no such store, or it is not complete; an image has changed since, or could not be read then.
+        ConfigError: The store does not know an image, or no mmcae.LoadImage stands before.
+        DataError: There is no such store, or it is not complete; or images are read in another size than when it was made.
     """
 
     def __init__(self, folder, size, interpolation='bicubic', backend='pillow'):
@@ -38,9 +38,11 @@ class StoredViews(BaseTransform):
         self._filter = find_filter(interpolation, backend)
 
     def transform(self, results):
+        if 'img_bytes' not in results:
+            raise ConfigError('StoredViews knows images by the content of their files: put mmcae.LoadImage before it, which keeps that')
         image, path = results['img'], results['img_path']
-        number = random.randrange(self.store.manifest.views)
-        (top, left, height, width), flip, tokens = self.store.view(results['sample_idx'], path, number)
+        row = self.store.row(results['img_bytes'], path)
+        (top, left, height, width), flip, tokens = self.store.view(row, random.randrange(self.store.manifest.views))
         if top + height > image.shape[0] or left + width > image.shape[1]:
             raise DataError(f'{path} has another size than when {self.store.folder} was made. Make it again')
         if flip:
