@@ -79,9 +79,14 @@ def test(args):
 
 def write_predictions(cfg, out):
     """Have the test write its predictions, in the way of the library that makes them."""
+    from mmcae.utils.arguments import check_output, check_output_folder
     from mmcae.utils.errors import ConfigError
 
     scope = cfg.get('default_scope')
+    if scope == 'mmseg':
+        check_output_folder(out, f'--out {out}')
+    else:
+        check_output(out, '--out')
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     pickled = out.endswith(('.pkl', '.pickle'))
     if scope == 'mmseg':
@@ -109,6 +114,9 @@ def draw_predictions(cfg, folder):
     """Switch on the visualisation hook of the config's library, for every image; put it and its visualizer in where the config has none."""
     from mmengine.config import ConfigDict
 
+    from mmcae.utils.arguments import check_output_folder
+
+    check_output_folder(folder, f'--show-dir {folder}')
     folder = str(Path(folder).resolve())
     hook, settings, visualizer = {
         'mmdet': ('mmdet.DetVisualizationHook', dict(draw=True, test_out_dir=folder), 'mmdet.DetLocalVisualizer'),

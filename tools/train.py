@@ -81,6 +81,8 @@ def apply_arguments(cfg, args):
         if cfg.optim_wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper', 'mmcae.AmpOptimWrapper'):
             raise ConfigError(f'--amp: optim_wrapper.type={cfg.optim_wrapper.type!r} decides about precision itself')
         cfg.optim_wrapper.type = 'mmcae.AmpOptimWrapper'
+    if args.resume is not None and not args.resume:
+        raise ConfigError('--resume is given an empty name: name a checkpoint, or leave the name out for the newest')
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:

@@ -141,7 +141,7 @@ def sincos_position_table(grid: tuple[int, int], dim: int) -> Tensor:
         float32 tensor of shape (1, h * w, dim), values in [-1, 1].
     """
     if dim % 4:
-        raise ValueError(f'A sin-cos position table needs a width that is a multiple of 4, got {dim}: choose other embed_dims.')
+        raise ConfigError(f'A sin-cos position table needs a width that is a multiple of 4, got {dim}: choose other embed_dims.')
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing='ij')
     omega = torch.arange(dim // 4, dtype=torch.float32) / (dim // 4)
     omega = 1.0 / 10000**omega
@@ -191,7 +191,7 @@ def init_stack(stack: nn.Module, style: str = 'xavier'):
             models): cut normal, and the layers that end block l's residual branches divided by sqrt(2 l).
     """
     if style not in ('xavier', 'beit'):
-        raise ValueError(f"weight_init must be 'xavier' or 'beit', got {style!r}")
+        raise ConfigError(f"weight_init must be 'xavier' or 'beit', got {style!r}")
     for name, parameter in stack.named_parameters():
         if name.endswith(('cls_token', 'mask_token')):
             trunc_normal_(parameter)

@@ -4,6 +4,7 @@ A mistake is refused here, by name and with the nearest right names, because the
 """
 
 import difflib
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -130,7 +131,13 @@ def check_config(cfg):
     check_loggers(cfg)
     for name in LOADERS:
         _check_counts(cfg, name, batch_size=1, num_workers=0)
+        _check_dataset(cfg, name)
     _check_counts(cfg, 'train_cfg', max_epochs=1, max_iters=1, val_interval=1)
+    if cfg.get('randomness') and cfg.randomness.get('seed') is not None:
+        _check_counts(cfg, 'randomness', seed=0)
+    level = cfg.get('log_level', 'INFO')
+    if not isinstance(level, str) or not isinstance(getattr(logging, level, None), int):
+        raise ConfigError(f'log_level={level!r} is none of DEBUG, INFO, WARNING, ERROR and CRITICAL')
 
 
 def check_loggers(cfg):
@@ -152,8 +159,18 @@ def check_loggers(cfg):
             raise DependencyError(f'{name} in visualizer.vis_backends needs {" and ".join(missing)}: pip install {" ".join(missing)}')
 
 
+def _check_dataset(cfg, name):
+    dataset = (cfg.get(name) or {}).get('dataset', {})
+    if not isinstance(dataset, dict):
+        raise ConfigError(f'{name}.dataset={dataset!r}: expected a dict(type=...)')
+    if dataset.get('pipeline', True) in ([], ()):
+        raise ConfigError(f'{name}.dataset.pipeline is empty: nothing would be made of the images')
+
+
 def _check_counts(cfg, name, **least):
     part = cfg.get(name) or {}
+    if not isinstance(part, dict):
+        raise ConfigError(f'{name}={part!r}: expected a dict')
     for key, lowest in least.items():
         value = part.get(key, lowest)
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:

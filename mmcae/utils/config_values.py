@@ -168,18 +168,20 @@ def convert(text, old, accepted=frozenset()):
         value = unquoted(text)  # with the blanks around it
     if isinstance(old, str):
         if value is None and not fits:
-            raise ConfigError(f'expected a text, as {old!r} now; None is no value for it')
+            raise ConfigError(f'expected {expected(old)}; None is no value for it')
         return value if fits or isinstance(value, dict) else unquoted(text)
     if old is MISSING or old is None:
         return unquoted(text) if str in accepted and not fits and value is not None else value
     if fits:
         return value
+    if value is None and accepted:
+        raise ConfigError(f'expected {expected(old)}; None is no value for it')
     if isinstance(old, bool):
         if not isinstance(value, bool):
-            raise ConfigError('expected True or False')
+            raise ConfigError(f'expected {expected(old)}')
     elif isinstance(old, int | float):
-        if isinstance(value, str | bool | dict) or (value is None and accepted):
-            raise ConfigError(f'expected a number, as {old!r} now')
+        if isinstance(value, str | bool | dict):
+            raise ConfigError(f'expected {expected(old)}')
         if isinstance(old, int) and isinstance(value, float) and '.' not in text and value.is_integer():
             return int(value)  # 1e3
     elif isinstance(old, dict):
@@ -199,14 +201,19 @@ def like_list(text, value, old):
         return type(old)(value)
     kinds = (str,) if isinstance(value, str) else (int, float)
     if isinstance(value, str | int | float) and not all(isinstance(item, kinds) for item in old):
-        raise ConfigError(f'expected a {type(old).__name__}, as {shortened(old)} now')
+        raise ConfigError(f'expected {expected(old)}')
     return value
 
 
-def shortened(value, most=80):
-    """A value as text, for a message."""
-    text = repr(value)
-    return text if len(text) <= most else text[:most] + ' ...'
+def expected(old, most=80):
+    """What takes the place of a value, for a message."""
+    if isinstance(old, bool):
+        return 'True or False'
+    if isinstance(old, dict):
+        return f'a dict with {", ".join(map(str, old))}'
+    kinds = {str: 'text', int: 'number', float: 'number', list: 'list', tuple: 'tuple'}
+    text = repr(old)
+    return f'a {kinds.get(type(old), type(old).__name__)}, as {text if len(text) <= most else text[:most] + " ..."} now'
 
 
 # ---------------------------------------------------------------- readers

@@ -104,7 +104,7 @@ def is_first():
 
 
 def check_complete(cfg):
-    """Refuse a config that has some of the parts of a validation or a test, but not all.
+    """Refuse a config that has some of the parts of a training, a validation or a test, but not all.
 
     Args:
         cfg (Config): A whole config.
@@ -112,8 +112,8 @@ def check_complete(cfg):
     Raises:
         ConfigError: With what it lacks.
     """
-    for split in ('val', 'test'):
-        parts = [f'{split}_dataloader', f'{split}_cfg', f'{split}_evaluator']
+    for split in ('train', 'val', 'test'):
+        parts = [f'{split}_dataloader', f'{split}_cfg', 'optim_wrapper' if split == 'train' else f'{split}_evaluator']
         missing = [part for part in parts if cfg.get(part) is None]
         if 0 < len(missing) < 3:
             there = ', '.join(part for part in parts if part not in missing)
@@ -217,11 +217,14 @@ def refuse_other_models(runner):
         except RuntimeError as error:
             if 'do not match exactly' not in str(error):
                 raise
-            raise CheckpointError(f'{filename} belongs to another model than {runner.cfg.filename} describes. {_shorten(error)}') from error
+            raise CheckpointError(
+                f'{filename} belongs to another model than {runner.cfg.filename} describes. {shortened(error)}'
+            ) from error
 
     runner.load_checkpoint = load_strictly
 
 
-def _shorten(error, most=400):
+def shortened(error, most=400):
+    """What torch says of tensors that do not fit, in one line, no longer than `most` characters."""
     text = ' '.join(str(error).split()).replace('The model and loaded state dict do not match exactly', '').strip()
     return text if len(text) <= most else text[:most] + ' ...'

@@ -1,12 +1,12 @@
 """Curves of what training logged."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from ..utils.errors import DataError
+from ..utils.text_files import parse_json, read_text
 
 Series = dict[str, list[tuple[float, float]]]
 BOOKKEEPING = {'lr', 'base_lr', 'time', 'data_time', 'memory', 'epoch', 'iter', 'step', 'grad_norm'}
@@ -16,15 +16,17 @@ def read_scalars(work_dir: str | Path) -> Series:
     """What mmengine logged in a work dir, of its newest run: for each name the points (step, value).
 
     Raises:
-        DataError: There is no log.
+        DataError: There is no log, or it is of another kind.
     """
     work_dir = Path(work_dir)
     logs = [work_dir] if work_dir.is_file() else sorted(work_dir.glob('*/vis_data/scalars.json'))
     if not logs:
         raise DataError(f'There is no */vis_data/scalars.json in {work_dir}: is it the work dir of a training run?')
     series: Series = {}
-    for line in logs[-1].read_text().splitlines():
-        entry = json.loads(line)
+    for number, line in enumerate(read_text(logs[-1]).splitlines(), 1):
+        entry = parse_json(line, f'{logs[-1]}, line {number},')
+        if not isinstance(entry, dict):
+            raise DataError(f'{logs[-1]}, line {number}, is no entry of a log: {line[:40]}')
         step = entry.get('step', entry.get('iter'))
         for name, value in entry.items():
             if isinstance(value, int | float) and name not in ('step', 'iter', 'epoch'):

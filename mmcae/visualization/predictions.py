@@ -12,7 +12,8 @@ from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
 from ..datasets import read_images_alike
-from ..utils.errors import ConfigError
+from ..utils.errors import CheckpointError, ConfigError
+from ..utils.runner import shortened
 from .sheet import enlarge, picture_sheet
 
 MIN_SIDE = 288  # the libraries' lines and letters are made for images of at least this size
@@ -24,7 +25,10 @@ def predict(cfg: Config, checkpoint: str | Path, samples: list[dict]) -> list:
     # The checkpoint has all weights, so the one the encoder started from need not be there any more.
     config.model.backbone.init_cfg = None
     model = MODELS.build(config.model).eval()
-    load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True, logger='silent')
+    try:
+        load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True, logger='silent')
+    except RuntimeError as error:
+        raise CheckpointError(f'{checkpoint} belongs to another model than {cfg.filename} describes. {shortened(error)}') from error
     batch = dict(inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples])
     with torch.inference_mode():
         return model.test_step(batch)

@@ -114,7 +114,7 @@ def test_a_list_of_files(run_tool, image_folder, tmp_path):
         (('{empty}', '{out}'), 'no image'),
         (('{empty}/nowhere', '{out}'), 'does not exist'),
         (('{broken}', '{out}'), '2 of 2 files cannot be read'),
-        (('{broken}', '{broken}'), 'is not empty and was not made by this tool'),
+        (('{broken}', '{broken}'), 'name a folder outside of it'),
         (('{broken}',), 'SOURCE and DESTINATION'),
         (('--verify', '{empty}'), 'holds no packed images'),
         (('{broken}', '{out}', '--min-tissue', '2'), 'no share'),

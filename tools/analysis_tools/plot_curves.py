@@ -29,9 +29,11 @@ def main():
 
 
 def plot(args):
+    from mmcae.utils.arguments import FIGURES, check_arguments
     from mmcae.visualization.curves import plot_curves, read_scalars
     from mmcae.visualization.sheet import save_picture
 
+    check_arguments(args, outputs=dict(out=FIGURES))
     runs = {name: read_scalars(work_dir) for name, work_dir in zip(args.names, args.work_dirs, strict=True)}
     save_picture(plot_curves(runs, args.keys), args.out)
 

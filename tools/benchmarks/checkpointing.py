@@ -37,9 +37,11 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
+    from mmcae.utils.arguments import check_arguments  # after the options are read: --help must not wait for torch
+    from mmcae.utils.errors import one_line_errors
 
     with one_line_errors():
+        check_arguments(args, outputs=dict(json=()))
         compare(args)
 
 

@@ -34,8 +34,8 @@ def parse_args():
         help='changes of all configs; PROTOCOL:KEY=VALUE changes one alone',
     )
     args = parser.parse_args()
-    if args.lanes < 1 or args.gpus < 1:
-        parser.error('--lanes and --gpus must be at least 1')
+    if args.lanes < 1 or args.gpus < 1 or args.seed < 0:
+        parser.error('--lanes and --gpus must be at least 1, --seed must not be negative')
     name = '_'.join(Path(args.checkpoint).with_suffix('').parts[-2:])
     args.out = args.out or Path('work_dirs', 'evaluation', f'{name}_{args.config_family}_seed{args.seed}')
     return args

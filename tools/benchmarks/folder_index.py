@@ -35,6 +35,16 @@ def main():
         return
     if args.files < 1:
         parser.error('--files must be positive')
+    from mmcae.utils.arguments import check_arguments  # after the options are read: --help must not wait for torch
+    from mmcae.utils.errors import one_line_errors
+
+    with one_line_errors():
+        check_arguments(args, outputs=dict(out=()))
+        compare(args)
+
+
+def compare(args):
+    """Time both contenders over one tree, and show the figures."""
     with tempfile.TemporaryDirectory(dir=args.folder) as tree, tempfile.TemporaryDirectory() as cache:
         os.environ['MMCAE_CACHE'] = cache
         began = time.perf_counter()

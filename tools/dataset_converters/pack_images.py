@@ -53,7 +53,7 @@ def parse_args():
         parser.error('give SOURCE and DESTINATION, or --verify FOLDER')
     if args.verify is not None and args.source is not None:
         parser.error('--verify takes a packed folder alone')
-    if args.shard_size <= 0 or args.workers < 0 or args.seed < 0:
+    if not 0 < args.shard_size < float('inf') or args.workers < 0 or args.seed < 0:
         parser.error('--shard-size must be above 0, --workers and --seed must not be negative')
     if args.white is not None and not args.white > 0:
         parser.error('--white must be above 0')
@@ -84,7 +84,12 @@ def main():
 
 def pack(args):
     from mmcae.datasets import packing
+    from mmcae.utils.errors import DataError
 
+    if args.destination.resolve().is_relative_to(args.source.resolve()):
+        raise DataError(
+            f'{args.destination} lies in {args.source}, and would belong to its images from then on: name a folder outside of it'
+        )
     paths = source_paths(args.source, args.list)
     for name, members, settings in parts(args, paths):
         folder = args.destination / name

@@ -25,8 +25,8 @@ def parse_args():
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes that read images (default: %(default)s)')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='changes of the config')
     args = parser.parse_args()
-    if min(args.views, args.batch_size) < 1 or args.workers < 0:
-        parser.error('--views and --batch-size must be at least 1, --workers not negative')
+    if min(args.views, args.batch_size) < 1 or min(args.workers, args.seed) < 0:
+        parser.error('--views and --batch-size must be at least 1, --workers and --seed must not be negative')
     return args
 
 
@@ -59,6 +59,8 @@ def store(args):
     compat.import_mmpretrain()
     init_default_scope('mmpretrain')
     cfg = load_config(args.config, args.cfg_options)
+    if not cfg.model.get('target_generator'):
+        raise ConfigError(f'{args.config} describes no pretraining with a tokenizer: it has no model.target_generator')
     tokenizer = MODELS.build(cfg.model.target_generator)
     if not tokenizer.vocab_size or tokenizer.vocab_size > 2**16:
         raise ConfigError(

@@ -39,6 +39,8 @@ def parse_args():
     parser.add_argument('--num-heads', type=int, help="heads of the encoder, for timm's arguments, where SRC has no config that tells")
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     args = parser.parse_args()
+    if args.num_heads is not None and args.num_heads < 1:
+        parser.error('--num-heads must be at least 1')
     if args.to is None and args.src.suffix != '.pkl':
         parser.error('the following arguments are required: --to')
     args.to = args.to or 'tokenizer'
@@ -62,6 +64,8 @@ def convert(args):
     from mmcae.checkpoints import write_state_dict
     from mmcae.utils.errors import CheckpointError
 
+    if args.dst.exists() and args.src.exists() and args.dst.samefile(args.src):
+        raise CheckpointError(f'{args.dst} is SRC itself: give another name')
     if args.dst.exists() and not args.force:
         raise CheckpointError(f'{args.dst} exists: give another name, or --force to overwrite it')
     converted, report = (convert_tokenizer if args.to == 'tokenizer' else convert_cae)(args)

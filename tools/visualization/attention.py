@@ -28,9 +28,11 @@ def main():
 def draw(args):
     from mmcae.apis import load_encoder_and_view
     from mmcae.apis.images import load_image
+    from mmcae.utils.arguments import PICTURES, check_arguments
     from mmcae.visualization.attention import attention_maps, attention_sheet
     from mmcae.visualization.sheet import save_picture
 
+    check_arguments(args, at_least=dict(img_size=1, num_heads=1), outputs=dict(out=PICTURES))
     encoder, view = load_encoder_and_view(args.checkpoint, tuple(args.img_size or ()) or None, crop=1.0, num_heads=args.num_heads)
     cuts = [view.cut(load_image(image, view.channels)) for image in args.images]
     maps = attention_maps(encoder, view.normalize(cuts), args.block)

@@ -31,11 +31,13 @@ def main():
 
 
 def draw(args):
+    from mmcae.utils.arguments import PICTURES, check_arguments
     from mmcae.utils.config import load_config
     from mmcae.utils.runner import require_checkpoint
     from mmcae.visualization.predictions import prediction_sheet
     from mmcae.visualization.sheet import save_picture
 
+    check_arguments(args, at_least=dict(count=1, min_score=0), outputs=dict(out=PICTURES))
     for checkpoint in args.checkpoints:
         require_checkpoint(checkpoint)
     checkpoints = dict(zip(args.names, args.checkpoints, strict=True))

@@ -31,9 +31,11 @@ def main():
 
 def draw(args):
     from mmcae.apis import load_pretrained, reconstruct
+    from mmcae.utils.arguments import PICTURES, check_arguments
     from mmcae.visualization.reconstruction import reconstruction_sheet
     from mmcae.visualization.sheet import save_picture
 
+    check_arguments(args, at_least=dict(img_size=1, seed=0, pairs=1), shares=['mask_ratio'], outputs=dict(out=PICTURES))
     model = load_pretrained(args.config, args.checkpoint)
     results = [
         reconstruct(model, image, args.mask_ratio, tuple(args.img_size or ()) or None, args.seed + number)
