@@ -335,14 +335,18 @@ def init_distributed(launcher, **options):
 def leave_distributed():
     """End the communication with the other processes, if there is any, before the interpreter ends.
 
-    A thread of gloo's that still waits for Python's lock then, to let go of a tensor, aborts a process that has done all its work (in one
-    of twenty runs). So these threads get the lock for a moment.
+    Tools call it when they have done their work, or stop because of a signal: then all processes do, and NCCL, which else leaves its
+    resources to chance, can say goodbye to each of them. Not after an error, where others may be gone, and NCCL would wait for them.
+
+    A thread of gloo's that still waits for Python's lock, to let go of a tensor, aborts a process that has done all its work (in one of
+    twenty runs). So these threads get the lock for a moment, and gloo is left after errors too.
     """
     from torch import distributed
 
     if distributed.is_initialized():
+        gloo = distributed.get_backend() == 'gloo'
         distributed.destroy_process_group()
-        time.sleep(0.2)
+        time.sleep(0.2 if gloo else 0)
 
 
 def has_accelerator():

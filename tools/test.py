@@ -45,6 +45,7 @@ def main():
 
 
 def test(args):
+    from mmcae.compat import leave_distributed
     from mmcae.datasets import check_data, read_images_alike
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.errors import ConfigError
@@ -75,6 +76,7 @@ def test(args):
     if runner.rank == 0:
         write_file(path, json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + '\n')
         print(f'Wrote {path}', flush=True)
+    leave_distributed()
 
 
 def write_predictions(cfg, out):

@@ -44,6 +44,7 @@ def main():
 
 
 def train(args):
+    from mmcae.compat import leave_distributed
     from mmcae.datasets import check_data, read_images_alike
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.resume import choose_checkpoint
@@ -67,6 +68,7 @@ def train(args):
         if runner.rank == 0:
             print(summary(cfg, runner.world_size), flush=True)
         runner.train()
+        leave_distributed()
 
 
 def apply_arguments(cfg, args):

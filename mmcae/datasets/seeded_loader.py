@@ -162,7 +162,8 @@ class WorkerStart:
         self.then, self.parent = then, os.getpid()
 
     def __call__(self, worker):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
         # torch ends its workers by SIGTERM, so it cannot be ignored whoever sends it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=self.end_with_parent, daemon=True).start()

@@ -1,15 +1,19 @@
 """Mixed precision that also runs in bfloat16, on a CPU as on a GPU."""
 
+import logging
+import math
 from contextlib import contextmanager
 
 import torch
+from mmengine.device import get_device
 from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.optim import OptimWrapper
 
-from ..compat import has_accelerator, has_fast_bfloat16
+from ..compat import has_fast_bfloat16
 from ..registry import OPTIM_WRAPPERS
-from ..utils.errors import ConfigError
+from ..utils.errors import ConfigError, TrainingError
 
 DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
 
@@ -19,11 +23,12 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
     """mmengine's AmpOptimWrapper, extended to bfloat16 without loss scaling and to the CPU.
 
     float16 needs its loss scaled, because small gradients vanish in it; then steps with infinite gradients are skipped. bfloat16 has the
-    range of float32: nothing is scaled and nothing skipped, so that a loss that is not finite shows. The CPU computes in bfloat16 only.
+    range of float32: nothing is scaled and nothing skipped, so that a loss that is not finite shows. The CPU computes in bfloat16 only, and
+    Apple's GPUs (MPS) here in single precision only.
 
     Args:
         dtype (str, optional): 'float16' or 'bfloat16'. Defaults to None: what the machine is fast in. That is bfloat16 on GPUs from
-            NVIDIA's Ampere on and on CPUs with instructions for it, float16 on older GPUs, and single precision on other CPUs.
+            NVIDIA's Ampere on and on CPUs with instructions for it, float16 on older GPUs, and single precision on other CPUs and on MPS.
         loss_scale (str | float | dict): For float16 alone, as in mmengine: 'dynamic', a fixed factor, or the arguments of torch's
             GradScaler.
         use_fsdp (bool): Each process holds a piece of every gradient: `clip_grad` takes the norm of all pieces together, and float16 scales
@@ -31,17 +36,23 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         **kwargs: For mmengine's OptimWrapper: optimizer, clip_grad, accumulative_counts.
 
     Raises:
-        ConfigError: An unknown dtype, or float16 without a GPU.
+        ConfigError: An unknown dtype, or one that this machine does not compute in.
     """
 
     def __init__(self, dtype=None, loss_scale='dynamic', use_fsdp=False, **kwargs):
         if dtype not in (None, *DTYPES):
             raise ConfigError(f"AmpOptimWrapper: dtype must be 'float16', 'bfloat16' or None, got {dtype!r}")
+        device, self.use_fsdp = get_device(), use_fsdp
+        if device == 'mps':
+            if dtype:
+                raise ConfigError(f'AmpOptimWrapper: no {dtype} on MPS; without dtype the training is in single precision there')
+            print_log('No mixed precision on MPS: training in single precision', 'current')
+        if device == 'cpu' and dtype == 'float16':
+            raise ConfigError("AmpOptimWrapper: float16 needs a GPU; use dtype='bfloat16' on this machine")
+        if device == 'cuda' and dtype == 'bfloat16' and fast_dtype() == 'float16':
+            print_log("This GPU emulates bfloat16, which is slow: leave dtype out, or set 'float16'", 'current', logging.WARNING)
         dtype = dtype or fast_dtype()
-        self.use_fsdp = use_fsdp
         if dtype == 'float16':
-            if not has_accelerator():
-                raise ConfigError("AmpOptimWrapper: float16 needs a GPU; use dtype='bfloat16' on this machine")
             super().__init__(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
             return
         OptimWrapper.__init__(self, **kwargs)  # past mmengine's check for a GPU
@@ -70,10 +81,14 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         power = float(settings.pop('norm_type', 2))
         parameters = [parameter for group in self.param_groups for parameter in group['params'] if parameter.grad is not None]
         own = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], power)
-        total = own**power
-        all_reduce(total)
-        total = total ** (1 / power)
-        torch.nn.utils.clip_grads_with_norm_(parameters, settings['max_norm'], total)
+        if math.isinf(power):
+            all_reduce(total := own, 'max')
+        else:
+            all_reduce(total := own**power)
+            total = total ** (1 / power)
+        if settings.pop('error_if_nonfinite', False) and not torch.isfinite(total):
+            raise TrainingError(f'The gradients are not finite: their norm (norm_type={power:g}) is {float(total)}')
+        torch.nn.utils.clip_grads_with_norm_(parameters, total_norm=total, **settings)
         self.message_hub.update_scalar(f'train/{self.grad_name}', float(total))
 
     def load_state_dict(self, state_dict):
@@ -91,8 +106,11 @@ def fast_dtype():
     """The lower precision in which this machine computes faster than in single precision.
 
     Returns:
-        str | None: 'bfloat16' or 'float16'; None for a CPU without instructions for bfloat16, which would only emulate it.
+        str | None: 'bfloat16' or 'float16'; None for a CPU without instructions for bfloat16, which would only emulate it, and for MPS,
+            for which mmengine has no mixed precision.
     """
-    if not has_accelerator():
-        return 'bfloat16' if has_fast_bfloat16() else None
-    return 'bfloat16' if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else 'float16'
+    device = get_device()
+    if device in ('cpu', 'mps'):
+        return 'bfloat16' if device == 'cpu' and has_fast_bfloat16() else None
+    # GPUs before Ampere (V100, T4) emulate bfloat16, which torch counts as support unless it is told not to.
+    return 'bfloat16' if device == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'

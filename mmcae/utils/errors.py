@@ -191,11 +191,18 @@ def _explain_lost_process(error):
             'memory (or more shared memory, /dev/shm, in a container). The checkpoints are intact: go on with --resume'
         )
     if type(error).__name__.startswith('Dist') or re.search(r'gloo|NCCL|[Cc]onnection (closed|reset)|Timed out waiting', text):
-        return (
-            'Another process of this training has died, or has not answered for env_cfg.dist_cfg.timeout seconds; what it printed says '
-            f'why. The checkpoints are intact: go on with --resume ({text[:200]})'
-        )
+        return f'{_hint_on_communication(text)}. The checkpoints are intact: go on with --resume. The message was: {text}'
     return None
+
+
+def _hint_on_communication(text):
+    """What to do about an error of gloo or NCCL, most often that another process is gone."""
+    if re.search(r'/dev/shm|shared memory segment', text):
+        return 'NCCL has no room in /dev/shm: give the container more shared memory (docker run --shm-size=16g, or --ipc=host)'
+    own = r'unhandled system error|unhandled cuda error|internal error|invalid usage|invalid argument|Duplicate GPU'
+    if re.search(own, text) and not re.search(r'[Rr]emote (process|error)|ncclRemoteError|[Cc]onnection|[Tt]imed? ?out|peer', text):
+        return 'NCCL has failed in this process, for the reason that the message gives (NCCL_DEBUG=INFO in the environment has it say more)'
+    return 'Another process of this training has died, or has not answered for env_cfg.dist_cfg.timeout seconds; what it printed says why'
 
 
 def _explain_missing_type(error):

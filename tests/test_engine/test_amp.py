@@ -1,13 +1,16 @@
 """Mixed precision on this machine: computes in bfloat16, steps, and continues from every kind of state."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmcae.compat import has_accelerator
+from mmcae.engine.amp import fast_dtype
 from mmcae.registry import OPTIM_WRAPPERS
-from mmcae.utils.errors import ConfigError
+from mmcae.utils.errors import ConfigError, TrainingError
 
 
 def build(model, **settings):
@@ -28,7 +31,7 @@ def fast_bfloat16(monkeypatch):
     """Have the machine be a CPU with or without instructions for bfloat16."""
 
     def claim(it_is):
-        monkeypatch.setattr('mmcae.engine.amp.has_accelerator', lambda: False)
+        monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: 'cpu')
         monkeypatch.setattr('mmcae.engine.amp.has_fast_bfloat16', lambda: it_is)
 
     return claim
@@ -92,6 +95,63 @@ def test_continues_from_the_state_of_another_precision(kind):
     wrapper.load_state_dict(state)
     momentum = wrapper.optimizer.state[model.weight]['momentum_buffer']
     assert torch.equal(momentum, before.optimizer.state[model.weight]['momentum_buffer']) and momentum.abs().sum() > 0
+
+
+@pytest.mark.parametrize(('capability', 'dtype'), [(7, 'float16'), (8, 'bfloat16'), (9, 'bfloat16')])
+def test_gpus_that_emulate_bfloat16_compute_in_float16(monkeypatch, capability, dtype):
+    """V100 and T4 are of compute capability 7; torch counts emulation as support unless it is told not to."""
+    monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: 'cuda')
+    monkeypatch.setattr('torch.version.hip', None)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.current_device', lambda: 0)
+    monkeypatch.setattr('torch.cuda.get_device_properties', lambda _: SimpleNamespace(major=capability))
+    monkeypatch.setattr('torch.cuda._check_bf16_tensor_supported', lambda _: True)
+    assert fast_dtype() == dtype
+
+
+@pytest.mark.parametrize(('device', 'dtype'), [('mps', None), ('npu', 'float16'), ('musa', 'float16')])
+def test_other_accelerators(monkeypatch, device, dtype):
+    monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: device)
+    assert fast_dtype() == dtype
+
+
+def test_on_mps_the_recipes_train_in_single_precision(monkeypatch):
+    """mmengine's autocast knows no MPS; here the model itself is on the CPU."""
+    monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: 'mps')
+    model, reference = nn.Linear(8, 4), nn.Linear(8, 4)
+    reference.load_state_dict(model.state_dict())
+    images = torch.randn(16, 8)
+    assert step(model, build(model, clip_grad=dict(max_norm=1e3)), images).dtype is torch.float32
+    step(reference, OptimWrapper(torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)), images)
+    torch.testing.assert_close(model.weight, reference.weight)
+    for asked in ('float16', 'bfloat16'):
+        with pytest.raises(ConfigError, match=f'no {asked} on MPS; without dtype'):
+            build(model, dtype=asked)
+
+
+@pytest.mark.parametrize('norm_type', [1, 2, 3, 'inf', float('inf')])
+def test_gradients_in_pieces_are_clipped_by_the_norm_of_all(monkeypatch, norm_type):
+    """Two processes with half of a vector each, against torch on the whole."""
+    gradient = torch.tensor([3.0, -4.0, 12.0, 0.5])
+    whole = nn.Parameter(torch.zeros(4))
+    whole.grad = gradient.clone()
+    expected = torch.nn.utils.clip_grad_norm_([whole], 0.7, norm_type=float(norm_type))
+    others = {  # what the process of the second half adds to a sum, or to a maximum
+        'sum': lambda value: value.add_(gradient[2:].abs().pow(float(norm_type)).sum()),
+        'max': lambda value: value.copy_(torch.maximum(value, gradient[2:].abs().max())),
+    }
+    monkeypatch.setattr('mmcae.engine.amp.all_reduce', lambda value, op='sum': others[op](value))
+    piece = nn.Parameter(torch.zeros(2))
+    piece.grad = gradient[:2].clone()
+    optimizer = torch.optim.SGD([piece], lr=1.0)
+    settings = dict(type='mmcae.AmpOptimWrapper', optimizer=optimizer, use_fsdp=True, dtype='bfloat16')
+    wrapper = OPTIM_WRAPPERS.build(dict(settings, clip_grad=dict(max_norm=0.7, norm_type=norm_type, error_if_nonfinite=True)))
+    wrapper._clip_grad()
+    torch.testing.assert_close(piece.grad, whole.grad[:2])
+    assert wrapper.message_hub.get_scalar('train/grad_norm').current() == pytest.approx(float(expected))
+    piece.grad = torch.tensor([float('inf'), 0.0])
+    with pytest.raises(TrainingError, match='gradients are not finite'):
+        wrapper._clip_grad()
 
 
 @pytest.mark.skipif(has_accelerator(), reason='a GPU computes in float16')

@@ -26,7 +26,7 @@ def test_loader_worker(start):
 
 def test_signals_to_all_processes_leave_the_loader_workers_at_work(start, tmp_path):
     """Slurm signals every process of a job step, a terminal every process in its foreground; the main process decides."""
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
         training = start('--resume', options=LONG)
         training.wait_for(r'Epoch\(train\) +\[\d+\]\[2/6\]')
         training.send_to_all(number)

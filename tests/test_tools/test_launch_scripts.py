@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -28,6 +29,30 @@ for ((task = 0; task < SLURM_NTASKS; task++)); do
     TASKS+=($!)
 done
 for task in "${TASKS[@]}"; do wait "$task" || exit $?; done
+"""
+
+
+AT_EXIT = """
+import atexit
+import os
+
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from torch import distributed
+
+
+@HOOKS.register_module()
+class AtExit(Hook):
+    def __init__(self, number):
+        self.number = number
+
+    def before_train(self, runner):
+        # What is registered last runs first.
+        atexit.register(lambda: print('communicating:', distributed.is_initialized(), flush=True))
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.number:
+            os.kill(os.getpid(), self.number)
 """
 
 
@@ -143,3 +168,41 @@ def test_mpi(classification_config, run_tool, tmp_path):
 def test_usage(run_tool, script):
     code, output = run_tool(f'tools/{script}.sh', 'config.py')
     assert code == 2 and f'usage: bash tools/{script}.sh' in output
+
+
+@pytest.mark.parametrize(('code', 'requeued'), [(0, False), (138, True), (143, False), (2, False), (137, False)])
+def test_the_job_script_of_the_manual(repository, tmp_path, code, requeued):
+    """It goes back into the queue when its time was up (SIGUSR1), and not after scancel (SIGTERM) or an error; srun knows of the cores."""
+    (script,) = re.findall(r'```\n(#!/bin/bash\n.*?)```', (repository / 'docs/faults.md').read_text(), re.DOTALL)
+    options = ' '.join(line.removeprefix('#SBATCH ') for line in script.splitlines() if line.startswith('#SBATCH'))
+    assert '--cpus-per-task=10' in options and '--signal=USR1@' in options and '--requeue' in options
+    for name, text in (
+        ('srun', f'echo "$SRUN_CPUS_PER_TASK cores, port $MASTER_PORT: $@"\nexit {code}'),
+        ('scontrol', 'echo "scontrol $@"'),
+    ):
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / 'job.sh').write_text(script)
+    environment = dict(os.environ, PATH=f'{tmp_path}:{os.environ["PATH"]}', SLURM_CPUS_PER_TASK='10', SLURM_JOB_ID='70123')
+    done = subprocess.run(['bash', tmp_path / 'job.sh'], env=environment, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr == ''
+    assert '10 cores, port 30123: --kill-on-bad-exit=1 python -u tools/train.py CONFIG --launcher slurm --resume' in done.stdout
+    assert ('scontrol requeue 70123' in done.stdout) == requeued
+
+
+@pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
+@pytest.mark.parametrize('number', [None, signal.SIGTERM])
+def test_processes_take_leave_of_each_other(classification_config, fork_tool, tmp_path, number):
+    """At the end, and when they stop because of a signal; over NCCL nobody else does it for them."""
+    (tmp_path / 'at_exit.py').write_text(AT_EXIT)
+    hook = dict(type='AtExit', number=number and int(number))
+    config = tmp_path / 'leaving.py'
+    config.write_text(
+        f"_base_ = ['{classification_config}']\ncustom_imports = dict(imports=['at_exit'])\n"
+        f"train_cfg = dict(_delete_=True, type='mmcae.EpochBasedTrainLoop', max_epochs=1)\n"
+        f"default_hooks = dict(at_exit={hook}, checkpoint=dict(type='mmcae.CheckpointHook'))\n"
+    )
+    arguments = (config, '--work-dir', tmp_path / 'run', '--no-validate')
+    code, output = fork_tool('tools/train.py', *arguments, processes=2, env=dict(PYTHONPATH=str(tmp_path)))
+    assert code == (143 if number else 0), output
+    assert output.count('communicating: False') == 2 and 'communicating: True' not in output

@@ -78,6 +78,30 @@ def test_lost_processes(capsys, text, part):
     assert part in found and found.count('--resume') == 1
 
 
+NCCL = (
+    'NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error (run with NCCL_DEBUG=INFO for details), '
+    'NCCL version 2.27.3\nncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. \n'
+    'Last error:\n'
+)
+NO_ROOM = 'Error while creating shared memory segment /dev/shm/nccl-AbC (size 9637888), error: No space left on device (28)'
+
+
+@pytest.mark.parametrize(
+    ('text', 'hint'),
+    [
+        (NCCL + NO_ROOM, 'NCCL has no room in /dev/shm: give the container more shared memory (docker run --shm-size=16g'),
+        (NCCL + 'Call to ibv_create_cq failed with error Cannot allocate memory', 'NCCL has failed in this process'),
+        (NCCL + 'socketStartConnect: Connect to 10.0.0.2<41021> failed : Connection refused', 'Another process of this training has died'),
+        ('NCCL error: remote process exited or there was a network error', 'Another process of this training has died'),
+        ('NCCL error in: NCCLUtils.cpp:1, invalid usage\nLast error:\nDuplicate GPU detected : rank 0 and rank 1', 'NCCL has failed'),
+        ('[gloo/transport/tcp/unbound_buffer.cc:81] ' + 'Timed out waiting 600000ms for recv. ' * 9, 'Another process of this training'),
+    ],
+)
+def test_errors_of_communication_are_printed_whole(capsys, text, hint):
+    found = message(capsys, lambda: throw(RuntimeError(text)))
+    assert hint in found and ' '.join(text.split()) in found and 'go on with --resume' in found
+
+
 def test_unknown_type_is_named_with_the_nearest_ones(capsys):
     text = message(capsys, lambda: MODELS.build(dict(type='mmcae.CAEVitt')))
     assert "'mmcae.CAEVitt'" in text and 'mmcae.CAEViT' in text

@@ -13,6 +13,7 @@ from mmengine.dist import all_gather_object, all_reduce, barrier, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
+from ...compat import leave_distributed
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
@@ -22,7 +23,7 @@ from ..reconcile import reconcile
 
 RECOVERY = 'recovery_{}.pth'
 KEPT = 2  # recovery checkpoints; while a third is written, both are there
-STOPPING = {signal.SIGTERM: 'SIGTERM', signal.SIGINT: 'SIGINT'}
+STOPPING = {number: number.name for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 IMPATIENT = 2.0  # seconds after which a second Ctrl-C is meant; torchrun passes the first one on a second time
 
 
@@ -33,8 +34,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     * Files appear complete or not at all.
     * Every `recovery_interval` iterations it saves `recovery_ITERATION.pth`, besides what `interval` asks for. The last two are kept, and
       none when the training has ended.
-    * On SIGTERM, which Slurm sends before the time limit, and on SIGINT (Ctrl-C) all processes finish the iteration, save such a file, and
-      exit with code 128 + the signal's number: 143 and 130.
+    * On SIGTERM (`scancel`), SIGINT (Ctrl-C) and SIGUSR1, which Slurm is asked to send before the time limit, all processes finish the
+      iteration, save such a file, and exit with code 128 + the signal's number: 143, 130, 138. Only after 138 a job goes on in the queue.
     * On resuming, order and views of the images go on where they stopped, and what the config says about learning rates and length holds;
       changes are logged (mmcae/engine/reconcile.py).
 
@@ -207,6 +208,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def stop(self, runner, number):
         barrier()  # a launcher kills those that still write when the first one ends
+        leave_distributed()
         self.restore_handlers()
         name = STOPPING[number]
         runner.logger.warning(f'{name}: stopped after iteration {runner.iter + 1} and saved it to {self.out_dir}. Go on with --resume')
