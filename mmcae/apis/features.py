@@ -121,6 +121,8 @@ def load_encoder_and_view(
     elif isinstance(source, nn.Module):
         own = ', such as its `backbone`' if isinstance(getattr(source, 'backbone', None), CAEViT) else ''
         raise ConfigError(f'Features come from a checkpoint or a CAEViT; got a {type(source).__name__}: give its encoder{own}')
+    elif not isinstance(source, Mapping | str | Path):
+        raise ConfigError(f'Features come from a checkpoint or a CAEViT; got a {type(source).__name__}')
     else:
         content = source if isinstance(source, Mapping) else read_checkpoint(source)
         encoder, normalization = load_encoder(content, **settings), normalization_of(content)

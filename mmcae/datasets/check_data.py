@@ -22,7 +22,7 @@ def check_data(cfg, splits=('train', 'val', 'test')):
         splits (Sequence[str]): Which dataloaders will be used. Defaults to all three.
 
     Raises:
-        DataError: Names the first path that is missing and how to prepare it, or the first file that would run code when it is loaded.
+        DataError: A path is no text. Else it names the first path that is missing and how to prepare it, or the first file that would run code when it is loaded.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader') or {}
@@ -43,6 +43,9 @@ def _paths(dataset):
     root = dataset.get('data_root') or ''
     prefixes = dataset.get('data_prefix') or ''
     parts = [dataset.get('ann_file') or '', *(prefixes.values() if isinstance(prefixes, dict) else [prefixes])]
+    for part in (root, *parts):
+        if not isinstance(part, str):
+            raise DataError(f'{part!r} is set where data_root, data_prefix or ann_file of a data set names a file or a folder')
     for part in [root, *(part if is_abs(part) or not root else join_path(root, part) for part in parts if part)]:
         if part:
             yield part

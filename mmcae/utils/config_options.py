@@ -72,12 +72,14 @@ def parse_option(cfg, key, text):
         ConfigError: The key names nothing, or the value cannot be meant.
     """
     node, old = find(cfg, key)
-    name = key.split('.')[-1]
-    is_setting = '.' not in key and not is_variable(cfg, key)
-    known = isinstance(node, dict) and '.' in key
-    types = accepted_types(node if known else None, name, cfg.get('default_scope')) if known or is_setting else set()
+
+    def accepted():
+        if is_variable(cfg, key) or not isinstance(node, dict):
+            return set()
+        return accepted_types(node if '.' in key else None, key.split('.')[-1], cfg.get('default_scope'))
+
     try:
-        return convert(text, old, types)
+        return convert(text, old, accepted)
     except ConfigError as error:
         raise ConfigError(f'--cfg-options {key}={text}: {error}') from error
 

@@ -20,6 +20,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import Registry
 from mmengine.runner import FlexibleRunner, Runner
 
+from .. import compat
 from .errors import ConfigError
 
 MISSING = object()  # in the place of the old value, under a new name
@@ -142,14 +143,14 @@ def dict_of(text):
 # ---------------------------------------------------------------- types
 
 
-def convert(text, old, accepted=frozenset()):
+def convert(text, old, accepted=set):
     """The value that an option gives to a setting.
 
     Args:
         text (str): As written on the command line.
         old (Any): The value of the setting so far; MISSING where there is none.
-        accepted (Set[type]): The types that its reader takes by its annotations, out of those of :func:`accepted_types`; empty where they
-            are not known.
+        accepted (Callable[[], Set[type]]): Tells the types that its reader takes, see :func:`accepted_types`. It is asked only where the
+            value is of another kind than the old one, because the answer may import libraries.
 
     Returns:
         Any: The new value.
@@ -157,52 +158,61 @@ def convert(text, old, accepted=frozenset()):
     Raises:
         ConfigError: It cannot be meant. The message begins with what was expected.
     """
+    is_new = old is MISSING or old is None
     try:
         value = literal(text)
     except NotLiteral as error:
-        if isinstance(old, str) or (str in accepted and not accepted & {list, tuple, dict}):
+        if isinstance(old, str) or (is_new and str in accepted()):
             return unquoted(text)
         raise ConfigError(f'{error}. A text that begins with a bracket needs quotes, as in "key=\'[a\'"') from error
-    fits = type(value) in accepted
     if isinstance(value, str):
         value = unquoted(text)  # with the blanks around it
-    if isinstance(old, str):
-        if value is None and not fits:
-            raise ConfigError(f'expected {expected(old)}; None is no value for it')
-        return value if fits or isinstance(value, dict) else unquoted(text)
-    if old is MISSING or old is None:
-        return unquoted(text) if str in accepted and not fits and value is not None else value
-    if fits:
+    if kind(value) is kind(old):
+        return alike(text, value, old)
+    if is_new and kind(value) in (str, None):
         return value
-    if value is None and accepted:
-        raise ConfigError(f'expected {expected(old)}; None is no value for it')
-    if isinstance(old, bool):
-        if not isinstance(value, bool):
-            raise ConfigError(f'expected {expected(old)}')
-    elif isinstance(old, int | float):
-        if isinstance(value, str | bool | dict):
-            raise ConfigError(f'expected {expected(old)}')
-        if isinstance(old, int) and isinstance(value, float) and '.' not in text and value.is_integer():
-            return int(value)  # 1e3
-    elif isinstance(old, dict):
-        if isinstance(value, str | int | float):
-            raise ConfigError(f'it has parts ({", ".join(map(str, old))}); set one of them')
-    elif isinstance(old, list | tuple):
-        return like_list(text, value, old)
-    return value
-
-
-def like_list(text, value, old):
-    """A value for what was the list or tuple `old`: of its type, its items texts if they were texts."""
-    if isinstance(value, list | tuple):
-        if old and all(isinstance(item, str) for item in old) and not any(isinstance(item, list | tuple | dict) for item in value):
-            inner = text.strip()
-            value = [unquoted(item) for item in split_items(inner[1:-1] if inner[0] in CLOSING else inner)]
-        return type(old)(value)
-    kinds = (str,) if isinstance(value, str) else (int, float)
-    if isinstance(value, str | int | float) and not all(isinstance(item, kinds) for item in old):
+    types = accepted()
+    if type(value) in types or (isinstance(old, str) and isinstance(value, dict)):
+        return value
+    if is_new:
+        return unquoted(text) if str in types else value
+    if value is None:
+        if types or isinstance(old, str | bool):
+            raise ConfigError(f'expected {expected(old)}; None is no value for it')
+        return None
+    if isinstance(old, str):
+        return unquoted(text)
+    if isinstance(old, dict) and kind(value) is not list:
+        raise ConfigError(f'it has parts ({", ".join(map(str, old))}); set one of them')
+    if not compatible(value, old):
         raise ConfigError(f'expected {expected(old)}')
     return value
+
+
+def kind(value):
+    """Which of str, bool, float (any number), list (or tuple), dict a value is; None for others."""
+    kinds = {str: str, bool: bool, int: float, float: float, list: list, tuple: list}
+    return dict if isinstance(value, dict) else kinds.get(type(value))
+
+
+def alike(text, value, old):
+    """A value of the kind of `old` in its type: a list of texts stays one, a tuple stays one, 1e3 in the place of a whole number is one."""
+    if kind(old) is float:
+        whole = isinstance(old, int) and isinstance(value, float) and '.' not in text and value.is_integer()
+        return int(value) if whole else value
+    if kind(old) is not list:
+        return value
+    if old and all(isinstance(item, str) for item in old) and not any(kind(item) in (list, dict) for item in value):
+        inner = text.strip()
+        value = [unquoted(item) for item in split_items(inner[1:-1] if inner[0] in CLOSING else inner)]
+    return type(old)(value)
+
+
+def compatible(value, old):
+    """Whether a value of another kind can be meant where the reader is not known: one or several numbers, texts or dicts."""
+    if kind(old) in (float, dict):
+        return kind(value) is list
+    return kind(old) is list and (kind(value) is dict or all(kind(item) is kind(value) for item in old))
 
 
 def expected(old, most=80):
@@ -248,6 +258,8 @@ def class_of(kind, scope):
     """The class or function that a `type` names in any of mmengine's registries, or None."""
     if kind is None or not isinstance(kind, str):
         return kind
+    if scope == 'mmpretrain':
+        compat.import_mmpretrain()
     from mmengine import registry as mmengine_registry
 
     for registry in vars(mmengine_registry).values():

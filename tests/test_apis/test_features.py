@@ -14,7 +14,7 @@ from mmcae.apis import View, extract_features
 from mmcae.apis.features import normalization_of
 from mmcae.apis.images import load_image
 from mmcae.apis.view import IMAGENET_MEAN, IMAGENET_STD
-from mmcae.utils.errors import ConfigError, DataError
+from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -320,6 +320,11 @@ def test_what_a_mean_may_be(tiny_cae, images, values):
 def test_encoders_that_cannot_be_used(tiny_cae, images):
     with pytest.raises(ConfigError, match='got a CAE: give its encoder, such as its `backbone`'):
         extract_features(tiny_cae(), images)
+    for source in (None, 3, ['a.pth']):
+        with pytest.raises(ConfigError, match='Features come from a checkpoint or a CAEViT; got a'):
+            extract_features(source, images)
+    with pytest.raises(CheckpointError, match='no checkpoint .*absent.pth'):
+        extract_features('~/absent.pth', images)
     with pytest.raises(ConfigError, match='4 channels'):
         extract_features(tiny_cae(backbone=dict(in_channels=4)).backbone, images)
     with pytest.raises(ConfigError, match='one block'):

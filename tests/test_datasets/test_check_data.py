@@ -46,6 +46,12 @@ def test_each_part_is_looked_for(tmp_path, dataset, missing):
         check_data(config(tmp_path, **dataset))
 
 
+@pytest.mark.parametrize('dataset', [dict(data_root=5), dict(ann_file=['a', 'b']), dict(data_prefix=dict(img=3))])
+def test_what_is_no_path(tmp_path, dataset):
+    with pytest.raises(DataError, match='is set where data_root, data_prefix or ann_file'):
+        check_data(dict(train_dataloader=dict(dataset=dict(dict(type='X', data_root=str(tmp_path)), **dataset))))
+
+
 def test_only_the_dataloaders_in_use_are_checked(tmp_path):
     cfg = config(tmp_path / 'nowhere', split='test')
     check_data(cfg, splits=('train', 'val'))

@@ -6,6 +6,8 @@ Each row of the tables is a call of the real tool in a process of its own. What 
 import json
 import os
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -490,6 +492,31 @@ ROWS = [
     *(('dataset_converters/make_digit_scenes.py', arguments, said) for arguments, said in SCENES.items()),
     *((*call.split(' ', 1), said) for call, said in OTHERS.items()),
 ]
+
+
+HELP = """
+import io, runpy, sys
+from contextlib import redirect_stdout
+from pathlib import Path
+for tool in map(Path, sys.argv[1:]):
+    sys.argv, sys.path[0], out = [str(tool), '--help'], str(tool.parent), io.StringIO()
+    try:
+        with redirect_stdout(out):
+            runpy.run_path(str(tool), run_name='__main__')
+        raise AssertionError(f'{tool} has no --help')
+    except SystemExit as stop:
+        assert not stop.code, tool
+    assert out.getvalue().startswith(f'usage: {tool.name}'), tool
+    assert not {'torch', 'mmengine'} & set(sys.modules), tool
+"""
+
+
+def test_help_waits_for_no_library(repository):
+    """Every tool answers --help before it imports anything slow; all in one process, which would show it."""
+    tools = [tool for tool in sorted(repository.glob('tools/**/*.py')) if 'argparse.ArgumentParser(' in tool.read_text()]
+    assert len(tools) > 15
+    done = subprocess.run([sys.executable, '-c', HELP, *map(str, tools)], capture_output=True, text=True, cwd=repository)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(('tool', 'arguments', 'said'), ROWS, ids=[f'{tool} {arguments}' for tool, arguments, _ in ROWS])

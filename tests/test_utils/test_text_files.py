@@ -174,3 +174,19 @@ def test_what_fails_for_a_moment_is_read_again(tmp_path, monkeypatch):
     assert list(fileio.list_dir_or_file(tmp_path)) == ['a'] and len(failures) == 6
     with pytest.raises(FileNotFoundError):
         fileio.get(tmp_path / 'a/y.txt')
+
+
+def test_the_libraries_read_lists_with_a_mark(tmp_path, image_folder):
+    """mmpretrain's and mmseg's data sets, by mmengine's functions."""
+    from mmpretrain.datasets import CustomDataset
+    from mmseg.datasets import BaseSegDataset
+
+    root = image_folder(classes=('cat', 'dog'), count=2)
+    (root / 'list.txt').write_bytes(MARK + b'cat/000.jpg 0\r\ndog/001.png 1\r\n')
+    (root / 'classes.txt').write_bytes(MARK + b'cat\r\ndog\r\n')
+    data = CustomDataset(data_root=str(root), ann_file='list.txt', classes=str(root / 'classes.txt'))
+    assert [data.get_data_info(i)['img_path'] for i in range(2)] == [f'{root}/cat/000.jpg', f'{root}/dog/001.png']
+    assert data.CLASSES == ('cat', 'dog')
+    (root / 'names.txt').write_bytes(MARK + b'cat/000\r\n')
+    maps = BaseSegDataset(data_root=str(root), ann_file='names.txt', metainfo=dict(classes=['a']), pipeline=[])
+    assert maps.get_data_info(0)['img_path'].endswith('cat/000.jpg')
