@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..utils.errors import CheckpointError
 from ..utils.files import atomic_file
+from ..utils.pieces import first_piece, read_pieces
 
 StateDict = dict[str, Tensor]
 
@@ -22,7 +23,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
     """Everything a checkpoint file holds, without ever running code from it.
 
     Args:
-        path: A file written by torch.save (mmengine's, the authors', ...), or a .safetensors file.
+        path: A file written by torch.save (mmengine's, the authors', ...), or a .safetensors file. Or a folder of pieces that FSDP or
+            DeepSpeed has written: its tensors are put together, and the optimizer's state is left out.
         mmap: Read the tensors of torch.save's format when they are used, to look at something else in a large file.
 
     Returns:
@@ -32,6 +34,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False) -> dict:
         CheckpointError: There is no such file, it is damaged, or it holds objects other than tensors and plain data.
     """
     path = Path(path)
+    if first_piece(path) is not None:
+        return read_pieces(path, read_checkpoint)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
         raise CheckpointError(f'There is no checkpoint {path}' + (f'; beside it are {", ".join(near)}' if near else ''))

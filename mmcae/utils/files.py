@@ -154,6 +154,12 @@ class AtomicBackend(LocalBackend):
         """Write text."""
         write_file(filepath, obj.encode(encoding))
 
+    def rmtree(self, dir_path):
+        """Delete a folder, such as a checkpoint in pieces, by :func:`mmcae.utils.pieces.remove`."""
+        from .pieces import remove
+
+        remove(Path(dir_path))
+
 
 register_backend('mmcae.atomic', AtomicBackend, force=True)
 

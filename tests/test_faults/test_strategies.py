@@ -6,7 +6,9 @@ import shutil
 import signal
 
 import pytest
+import torch
 
+from mmcae.checkpoints import load_state, read_checkpoint
 from mmcae.compat import has_accelerator
 
 pytestmark = pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
@@ -99,6 +101,21 @@ def test_a_signal_saves_pieces(start, interrupted, tmp_path):
     resumed = start('--resume', config=config, processes=2, options=['optim_wrapper.optimizer.lr=0.002', 'param_scheduler.0.end=2'])
     assert ended(resumed) == [0, 0]
     assert 'From here on the config holds: lr 0.001 -> 0.002; WarmupCosineLR.end 9 -> 6' in resumed[0].text
+
+
+def test_pieces_are_read_as_one_checkpoint(start, variant, fork_tool, tmp_path):
+    """By whatever reads checkpoints, such as the converter: the same tensors as in a file."""
+    options = ['train_cfg.max_epochs=1', 'param_scheduler.0.end=2']
+    for name, text in (('pieces', PIECES), ('files', FSDP.format('full'))):
+        assert ended(start(work_dir=tmp_path / name, config=variant(text), processes=2, options=options)) == [0, 0]
+        code, output = fork_tool(
+            'tools/model_converters/convert.py', tmp_path / name / 'epoch_1.pth', tmp_path / f'{name}.pth', '--to', 'mmcae'
+        )
+        assert code == 0, output
+    pieces, files = (load_state(tmp_path / f'{name}.pth') for name in ('pieces', 'files'))
+    assert len(pieces) > 40 and pieces.keys() == files.keys() and all(torch.equal(pieces[name], files[name]) for name in files)
+    content = read_checkpoint(tmp_path / 'pieces/epoch_1.pth')
+    assert content['meta']['epoch'] == 1 and 'optimizer' not in content
 
 
 def test_pieces_that_cannot_be_resumed(start, interrupted, variant, tmp_path):
