@@ -82,6 +82,7 @@ class DeepSpeedStrategy(WholeCheckpoints, MMEngineDeepSpeedStrategy):
                 `param_schedulers`, before they are taken over, and may change it. The optimizer has the config's settings meanwhile.
             **kwargs: Of mmengine's; without effect.
         """
+        filename = self.located(filename)
         self.logger.info(f'Resume checkpoint from {filename}')
         optimizer = self.optim_wrapper.optimizer
         configured = [dict(group) for group in optimizer.param_groups]

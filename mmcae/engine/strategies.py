@@ -1,6 +1,7 @@
 """mmengine's strategies, by which its FlexibleRunner trains: their checkpoints made as safe as those of the plain Runner, and FSDP."""
 
 import itertools
+import os
 import re
 import time
 from pathlib import Path
@@ -70,11 +71,16 @@ class WholeCheckpoints:
                 )
             time.sleep(0.1)
 
+    def located(self, filename):
+        """A name that FlexibleRunner has read in `last_checkpoint`, which is relative to the work dir."""
+        inside = os.path.join(self._work_dir, filename)
+        return inside if not os.path.exists(filename) and os.path.exists(inside) else filename
+
     def resume(self, filename, **kwargs):
         """Continue a training, from a checkpoint of this very model."""
         self.resuming = True
         try:
-            return super().resume(filename, **kwargs)
+            return super().resume(self.located(filename), **kwargs)
         finally:
             self.resuming = False
 

@@ -25,22 +25,28 @@ def choose_checkpoint(cfg):
     Raises:
         CheckpointError: In all processes: it cannot be used, or see :func:`newest_checkpoint`.
     """
-    told = [None, None, None]
-    if is_main_process():
-        try:
-            told = [*find_checkpoint(cfg), None]
-        except (CheckpointError, OSError) as error:
-            told = [None, None, str(error)]
-    broadcast_object_list(told)
-    cfg.load_from, passed_over, refusal = told
-    if refusal:
-        raise CheckpointError(refusal)
+    cfg.load_from, passed_over = by_first_process(find_checkpoint, cfg)
     cfg.resume = cfg.load_from is not None
     if is_first():
         for problem in passed_over:
             print(f'Not resumed from: {problem}.', flush=True)
         if not cfg.resume:
             print(f'Nothing to resume in {cfg.work_dir} yet: starting from the beginning.', flush=True)
+
+
+def by_first_process(find, *arguments):
+    """What a function finds in the first process, for all of them; a CheckpointError too."""
+    told = [None, None]
+    if is_main_process():
+        try:
+            told = [find(*arguments), None]
+        except (CheckpointError, OSError) as error:
+            told = [None, str(error)]
+    broadcast_object_list(told)
+    found, refusal = told
+    if refusal:
+        raise CheckpointError(refusal)
+    return found
 
 
 def find_checkpoint(cfg):

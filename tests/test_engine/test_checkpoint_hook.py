@@ -5,11 +5,12 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mmengine.fileio import FileClient, LocalBackend, register_backend
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 
-from mmcae.engine import CheckpointHook, EpochBasedTrainLoop
+from mmcae.engine import CheckpointHook, EpochBasedTrainLoop, SingleDeviceStrategy
 from mmcae.utils.errors import CheckpointError, ConfigError
 
 
@@ -23,6 +24,26 @@ def runner(tmp_path):
         return SimpleNamespace(work_dir=str(tmp_path), train_loop=loop, logger=logger, epoch=1, iter=6, message_hub=MessageHub('test'))
 
     return make
+
+
+def test_a_runner_of_mmengine_resumes_from_the_newest_checkpoint(tmp_path):
+    """Without tools/train.py. mmengine itself would take the name in last_checkpoint, as if it was relative to the present folder."""
+    for name, written in (('epoch_1.pth', 10.0), ('recovery_8.pth', 20.0)):
+        torch.save(dict(meta=dict(iter=1, epoch=1, mmcae=dict(written=written)), optimizer={}, state_dict={}), tmp_path / name)
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    newest = str(tmp_path / 'recovery_8.pth')
+    for settings, expected in (({}, newest), (dict(_load_from='x'), 'x'), (dict(_resume=False), None), (dict(_has_loaded=True), None)):
+        runner = SimpleNamespace(**dict(work_dir=str(tmp_path), _resume=True, _load_from=None, _has_loaded=False) | settings)
+        CheckpointHook().before_run(runner)
+        assert runner._load_from == expected
+
+
+def test_a_flexible_runner_of_mmengine_resumes_from_what_is_recorded(tmp_path):
+    strategy = SingleDeviceStrategy.__new__(SingleDeviceStrategy)
+    strategy._work_dir = str(tmp_path)
+    (tmp_path / 'epoch_1.pth').touch()
+    assert strategy.located('epoch_1.pth') == str(tmp_path / 'epoch_1.pth')
+    assert strategy.located('epoch_2.pth') == 'epoch_2.pth' and strategy.located('/x/epoch_1.pth') == '/x/epoch_1.pth'
 
 
 @pytest.mark.parametrize(

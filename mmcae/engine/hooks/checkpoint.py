@@ -17,7 +17,7 @@ from ...compat import leave_distributed
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
-from ...utils.resume import RECORD
+from ...utils.resume import RECORD, by_first_process, newest_checkpoint
 from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reconcile import reconcile
 
@@ -74,6 +74,14 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.handlers = {}
 
     # ---------------------------------------------------------------- saving
+
+    def before_run(self, runner):
+        """With `resume=True` alone, have a Runner of mmengine's go on from the checkpoint that tools/train.py would choose."""
+        if runner._resume is True and runner._load_from is None and not runner._has_loaded:
+            find = (newest_checkpoint, runner.work_dir, self.out_dir, self.backend_args)
+            runner._load_from, passed_over = by_first_process(*find)
+            for problem in passed_over:
+                runner.logger.warning(f'Not resumed from: {problem}')
 
     def before_train(self, runner):
         super().before_train(runner)
