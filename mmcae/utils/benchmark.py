@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import ConfigError
+from .files import write_file
 
 MIB = 2**20
 
@@ -213,5 +214,5 @@ def report(title: str, rows: Sequence[Mapping[str, object]], device: torch.devic
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         content = dict(results, rows=list(rows), machine=facts, command=shlex.join(sys.argv))
-        path.write_text(json.dumps(content, indent=1) + '\n')
+        write_file(path, json.dumps(content, indent=1) + '\n')
         print(f'\nWrote {path}')

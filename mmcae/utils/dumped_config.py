@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+from .files import write_file
+
 
 def make_portable(runner):
     """Have the dumped configs name the folder they lie in as their work dir, so that training by one of a copy goes on in the copy.
@@ -23,4 +25,4 @@ def make_portable(runner):
         text = re.sub(r'^work_dir = .*$', f'work_dir = {place!r}', path.read_text(encoding='utf-8'), flags=re.MULTILINE)
         if resumed:
             text = re.sub(r'^load_from = .*$', 'load_from = None', text, flags=re.MULTILINE)
-        path.write_text(text, encoding='utf-8')
+        write_file(path, text)
