@@ -2,11 +2,16 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 
 from mmcae.checkpoints import load_state, read_checkpoint
 from mmcae.compat import has_accelerator
@@ -93,6 +98,31 @@ def test_killed_and_resumed(start, interrupted, read, differences, tmp_path, tex
             assert read(file)['optimizer_state_dict' if 'optim_states' in file.name else 'message_hub']
         if path.is_dir():
             assert set(json.loads((path / 'pieces.json').read_text())) == {file.name for file in files}
+
+
+@HOOKS.register_module()
+class KillWhileSaving(Hook):
+    """Ends the first process when its piece of a checkpoint is about to be written; the other has written its own."""
+
+    priority = 'LOWEST'
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if checkpoint['meta']['iter'] == 5 and runner.rank == 0:
+            while not Path(runner.work_dir, 'unfinished.partial/rank1.pth').exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_killed_while_pieces_are_written(start, variant, tmp_path):
+    text = PIECES + 'default_hooks = dict(checkpoint=dict(recovery_interval=1){})'
+    first = start(config=variant(text.format(', kill=dict(type="KillWhileSaving")')), processes=2)
+    assert ended(first)[0] == -signal.SIGKILL
+    run = tmp_path / 'run'
+    assert names(run) == ['epoch_1.pth', 'recovery_2.pth', 'recovery_4.pth', 'unfinished.partial']
+    resumed = start('--resume', config=variant(text.format('')), processes=2, options=['train_cfg.max_epochs=2'])
+    assert ended(resumed) == [0, 0]
+    assert f'resumed from {run}/recovery_4.pth' in resumed[0].text and 'Not resumed from' not in resumed[0].text
+    assert names(run) == ['epoch_1.pth', 'epoch_2.pth']
 
 
 def test_a_signal_saves_pieces(start, interrupted, tmp_path):
