@@ -118,7 +118,7 @@ def test_killed_while_pieces_are_written(start, variant, tmp_path):
     first = start(config=variant(text.format(', kill=dict(type="KillWhileSaving")')), processes=2)
     assert ended(first)[0] == -signal.SIGKILL
     run = tmp_path / 'run'
-    assert names(run) == ['epoch_1.pth', 'recovery_2.pth', 'recovery_4.pth', 'unfinished.partial']
+    assert names(run) == ['epoch_1.pth', 'recovery_3.pth', 'recovery_4.pth', 'unfinished.partial']
     resumed = start('--resume', config=variant(text.format('')), processes=2, options=['train_cfg.max_epochs=2'])
     assert ended(resumed) == [0, 0]
     assert f'resumed from {run}/recovery_4.pth' in resumed[0].text and 'Not resumed from' not in resumed[0].text
