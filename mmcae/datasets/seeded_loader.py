@@ -18,7 +18,7 @@ from itertools import islice
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from ..utils.errors import ConfigError
 from ..utils.files import patiently
@@ -41,6 +41,8 @@ def reseed(*key):
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available() and get_worker_info() is None:  # a forked process must not touch it
+        torch.mps.manual_seed(seed)
 
 
 class SeededLoader(DataLoader):

@@ -242,3 +242,16 @@ def test_reseed():
 
     assert draw(1, 'step', 0, 5) == draw(1, 'step', 0, 5)
     assert len({draw(*key)[i] for key in ((1, 2), (12,), (2, 1), (1, 'step', 2), (-1,), (2**70,)) for i in range(3)}) == 18
+
+
+def test_generators_of_gpus_are_seeded_too(monkeypatch):
+    """Those of MPS in the main process only."""
+    seeded = []
+    monkeypatch.setattr('torch.backends.mps.is_available', lambda: True)
+    monkeypatch.setattr('torch.mps.manual_seed', seeded.append)
+    for key in (1, 2, 1):
+        reseed(key)
+    assert len(seeded) == 3 and seeded[0] == seeded[2] != seeded[1]
+    monkeypatch.setattr('mmcae.datasets.seeded_loader.get_worker_info', lambda: 'a worker')
+    reseed(3)
+    assert len(seeded) == 3
