@@ -1,11 +1,11 @@
 """A COCO annotation file that is checked once it is parsed, for the data set and for its scoring."""
 
 import json
-from pathlib import Path
 
 from mmdet.datasets.api_wrappers import COCO
 
 from ..utils.errors import DataError
+from ..utils.files import read_file
 from .coco_check import check_annotations
 
 
@@ -27,7 +27,7 @@ class CheckedCOCO(COCO):
     def __init__(self, path: str, name: str, **check):
         super().__init__()
         try:
-            self.dataset = json.loads(Path(path).read_bytes())
+            self.dataset = json.loads(read_file(path))
         except (ValueError, RecursionError) as error:  # no JSON, no text, numbers of thousands of digits, thousands of brackets
             raise DataError(f'{name} is no COCO annotation file, because it is no JSON: {error}') from error
         self.objects = check_annotations(self.dataset, name, **check)

@@ -9,7 +9,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import get_file_backend
 
 from ..checkpoints import damaged, read_checkpoint
-from .errors import CheckpointError
+from .errors import CheckpointError, StorageError
+from .files import patiently
 from .pieces import FIRST, first_piece, pieces_of
 from .runner import is_first
 
@@ -40,7 +41,7 @@ def by_first_process(find, *arguments):
     if is_main_process():
         try:
             told = [find(*arguments), None]
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, StorageError, OSError) as error:
             told = [None, str(error)]
     broadcast_object_list(told)
     found, refusal = told
@@ -232,12 +233,18 @@ def check_whole(path):
 
     Raises:
         CheckpointError: It is incomplete, cut off, or some of its bytes have changed.
+        StorageError: It cannot be read for reasons that tell nothing about its content.
     """
     for file in pieces_of(path) if Path(path).is_dir() else [Path(path)]:
         try:
-            with zipfile.ZipFile(file) as archive:
-                wrong = archive.testzip()
+            wrong = patiently(lambda file=file: first_wrong(file), file)
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:
             raise damaged(file, error) from error
         if wrong:
             raise CheckpointError(f'{file} is damaged: its part {wrong} does not have its checksum')
+
+
+def first_wrong(file):
+    """The first part of a zip file that does not have its checksum, or None."""
+    with zipfile.ZipFile(file) as archive:
+        return archive.testzip()

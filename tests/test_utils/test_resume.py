@@ -1,13 +1,15 @@
 """Which checkpoint a run goes on from, whatever is wrong with the others."""
 
+import errno
 import os
 import shutil
+import zipfile
 
 import pytest
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 
-from mmcae.utils.errors import CheckpointError
+from mmcae.utils.errors import CheckpointError, StorageError
 from mmcae.utils.pieces import publish
 from mmcae.utils.resume import check_kind, check_resumable, newest_checkpoint
 
@@ -229,4 +231,23 @@ def test_nothing_that_can_be_used_does_not_start_from_the_beginning(folder):
     for path in folder.glob('*.pth'):
         path.write_bytes(b'')
     with pytest.raises(CheckpointError, match='no checkpoint to resume from.*epoch_1.*iter_9.*recovery_8'):
+        newest_checkpoint(folder)
+
+
+def test_a_storage_that_fails_is_no_damage(folder, monkeypatch):
+    """It passes, or it stops the run, which would else go on from an earlier checkpoint."""
+    real, tries = zipfile.ZipFile, []
+
+    def flaky(file, *args, **kwargs):
+        tries.append(file)
+        if len(tries) <= failures:
+            raise OSError(errno.ESTALE, 'Stale file handle', str(file))
+        return real(file, *args, **kwargs)
+
+    monkeypatch.setattr(zipfile, 'ZipFile', flaky)
+    failures, expected = 2, str(folder / 'iter_9.pth')
+    assert newest_checkpoint(folder) == (expected, [])
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    failures = 10**9
+    with pytest.raises(StorageError, match='iter_9.pth cannot be read: Stale file handle'):
         newest_checkpoint(folder)

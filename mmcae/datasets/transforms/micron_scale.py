@@ -1,6 +1,7 @@
 """Crop by physical size: how many microns one pixel of a view covers, whatever the magnification of a tile."""
 
 import csv
+import io
 import os
 import re
 
@@ -8,6 +9,7 @@ from mmcv.transforms import BaseTransform
 
 from ...registry import TRANSFORMS
 from ...utils.errors import ConfigError, DataError
+from ...utils.text_files import read_text
 
 
 @TRANSFORMS.register_module()
@@ -94,10 +96,9 @@ def read_table(path):
         DataError: A value is no positive number.
     """
     try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(read_text(path)))
+        rows = list(reader)
+    except (DataError, csv.Error) as error:
         raise ConfigError(f'The table {path} cannot be read ({error}): it must be a CSV file with the columns path and mpp') from error
     missing = {'path', 'mpp'} - set(reader.fieldnames or ())
     if missing or not rows:
