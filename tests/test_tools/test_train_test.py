@@ -142,3 +142,22 @@ def test_checkpoint_of_another_model_is_refused(classification_config, run_tool,
     line = output.splitlines()[-1]
     assert 'other.pth belongs to another model' in line and 'head.extra' in line and 'attn.qkv.weight' in line
     assert not (folder / 'metrics.json').exists()
+
+
+def test_the_flexible_runner_counts_epochs_after_a_validation(classification_config, fork_tool, tmp_path):
+    """When a better checkpoint is found, mmengine saves the last one anew, by its FlexibleRunner as if an epoch more was done."""
+    config = tmp_path / 'flexible.py'
+    config.write_text(
+        f"_base_ = ['{classification_config}']\nrunner_type = 'FlexibleRunner'\n"
+        "train_cfg = dict(_delete_=True, type='mmcae.EpochBasedTrainLoop', max_epochs=2)\n"
+        "default_hooks = dict(checkpoint=dict(type='mmcae.CheckpointHook', interval=1, save_best='auto'))\n"
+    )
+    code, output = fork_tool('tools/train.py', config, '--work-dir', tmp_path / 'run')
+    assert code == 0 and 'The best checkpoint with' in output, output
+    for epoch in (1, 2):
+        meta = torch.load(tmp_path / f'run/epoch_{epoch}.pth', weights_only=True)['meta']
+        assert (meta['epoch'], meta['iter']) == (epoch, 2 * epoch)
+    code, output = fork_tool(
+        'tools/train.py', config, '--work-dir', tmp_path / 'run', '--resume', '--cfg-options', 'train_cfg.max_epochs=3'
+    )
+    assert code == 0 and 'resumed epoch: 2, iter: 4' in output, output

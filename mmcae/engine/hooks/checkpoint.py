@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -69,7 +70,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.recovery_interval = recovery_interval
         self.due = False
         self.saved = None  # after how many iterations the newest checkpoint was written
-        self.position = {}  # epochs and iterations of the one being written; FlexibleRunner counts them anew, after a validation wrongly
+        self.position = {}  # epochs and iterations of the one being written, which FlexibleRunner gets wrong after a validation
         self.signal, self.asked = 0, None
         self.handlers = {}
 
@@ -124,10 +125,23 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.delete_recoveries(keep=0)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
-        self.position = dict(meta)
-        super()._save_checkpoint_with_step(runner, step, meta)
-        self.saved, self.position = self.position['iter'], {}
+        with self.at(self.position or meta):
+            super()._save_checkpoint_with_step(runner, step, meta)
+            self.saved = self.position['iter']
         self.record(runner, self.last_ckpt)
+
+    def _save_best_checkpoint(self, runner, metrics):
+        with self.at(dict(epoch=runner.epoch, iter=runner.iter)):
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def at(self, position):
+        """Have what is saved say that so many epochs and iterations are done."""
+        before, self.position = self.position, dict(position)
+        try:
+            yield
+        finally:
+            self.position = before
 
     def save_recovery(self, runner):
         """Save what --resume needs, within an epoch or not."""
