@@ -22,7 +22,8 @@ def check_data(cfg, splits=('train', 'val', 'test')):
         splits (Sequence[str]): Which dataloaders will be used. Defaults to all three.
 
     Raises:
-        DataError: A path is no text. Else it names the first path that is missing and how to prepare it, or the first file that would run code when it is loaded.
+        DataError: Names the first path that is missing and how to prepare it, the first file that would run code when it is loaded, or what
+            is no path.
     """
     for split in splits:
         loader = cfg.get(f'{split}_dataloader') or {}
