@@ -30,6 +30,6 @@ def test_other_backbones_are_refused(run_tool):
     code, output = run_tool(
         'tools/benchmarks/checkpointing.py', 'configs/cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py', '--size', 'x'
     )
-    assert code == 2 and 'invalid size_of value' in output
+    assert code == 2 and "'x' is no size" in output
     code, output = run_tool(TOOL, 'configs/tokenizer/dvae_folder.py')
     assert code == 2 and 'its backbone is None' in output
