@@ -2,15 +2,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+FUZZ_SECONDS ?= 600
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo demo-full test lint format clean environment
+.PHONY: help demo demo-full test fuzz lint format clean environment
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo        pretrain on real handwritten digits, carry the encoder on, write work_dirs/demo/index.html'
 	@echo 'make demo-full   the same from three seeds and for every encoder: the published table'
 	@echo 'make test        lint and all tests (WORKERS=$(WORKERS) at a time)'
+	@echo 'make fuzz        random checkpoint files against the reader, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make lint        ruff, without changing anything'
 	@echo 'make format      let ruff format the code and fix what it can'
 	@echo 'make clean       remove caches and build output; work_dirs/, data/ and $(VENV) stay'
@@ -28,6 +30,9 @@ demo-full: environment
 # One OpenMP thread for each worker: on the tests' tiny models the threads would only wait for each other.
 test: environment lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+fuzz: environment
+	MMCAE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m pytest tests/test_checkpoints/test_fuzz.py
 
 lint: environment
 	$(RUN) -m ruff check .

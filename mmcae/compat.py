@@ -1,22 +1,11 @@
-"""The versions mmcae runs on and the fixes for their quirks: the only file that knows about either.
+"""The versions mmcae runs on, what to say where one does not work, and the few quirks that have to be worked around.
 
-`import mmcae` calls `apply()`. It changes what is broken or unsafe without the change, and nothing else:
-
-- a library that is missing, broken or of the wrong version is named, with what to install;
-- torchvision's CUDA build next to torch's CPU build (what plain pip installs on a machine without a GPU) is made importable;
-- mmengine's own checkpoints load under torch's `weights_only=True`, and no checkpoint can run code: neither through objects in the
-  pickle, nor through OneDL's second attempt without that protection, nor downloads, nor the config text that mmengine executes on
-  resuming;
-- with `launcher='pytorch'`, 'slurm' or 'mpi' on a machine without a GPU, `init_distributed` joins the processes by gloo.
+The only file that knows about either. Importing mmcae runs nothing of it: tools call :func:`check_environment` when they start.
 """
 
 import atexit
-import functools
 import importlib
 import importlib.util
-import logging
-import os
-import pickle
 import re
 import sys
 import time
@@ -49,24 +38,19 @@ SYSTEM_PACKAGES = {
     'libgthread-2.0.so.0': 'libglib2.0-0',
     'libglib-2.0.so.0': 'libglib2.0-0',
 }
-SAFE_DTYPES = '?bBhHiIlLqQefd'
-_keep_alive = []  # torch forgets operators whose Library object is gone
 
 
-def apply():
-    """Check the environment and repair it; called once, by `import mmcae`.
+def check_environment():
+    """Check what every tool needs, before anything slow begins.
 
     Raises:
         DependencyError: A library that nothing works without is missing, broken, or of a version that does not work.
     """
-    refuse_unsafe_loading()
     require('torch')
     require_opencv()
     for library in ('mmengine', 'mmcv'):
         require(library)
-    repair_torchvision()
-    allow_plain_data()
-    read_checkpoints_safely()
+    require('torchvision')
 
 
 # ---------------------------------------------------------------- what is installed
@@ -92,6 +76,13 @@ def require(library):
         reason = 'is not installed' if missing == library else f'cannot be imported ({error})'
         raise DependencyError(
             f'{library} {reason}. Remedy: pip install "{missing or package}{_range(library, missing)}". {EVERYTHING}'
+        ) from error
+    except RuntimeError as error:
+        if library != 'torchvision' or 'operator torchvision::nms does not exist' not in str(error):
+            raise
+        raise DependencyError(
+            'torchvision is of another build than torch (CUDA beside CPU) and cannot be imported. Remedy: install both from one index, or '
+            'run python tools/fit_torchvision.py'
         ) from error
     except AssertionError as error:  # how the OpenMMLab packages refuse each other's versions
         raise DependencyError(f'{library} refuses its neighbours: {error} {EVERYTHING}') from error
@@ -141,30 +132,6 @@ def require_opencv():
         ) from error
 
 
-def repair_torchvision():
-    """Make torchvision's CUDA build importable next to torch's CPU build.
-
-    Its compiled operators cannot be loaded then, and importing it stops at registering a shape function for one of them. Declaring the two
-    operators, without an implementation, lets the rest be used: the transforms, which is all that mmpretrain needs.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError as error:
-        if 'operator torchvision::nms does not exist' not in str(error):
-            raise
-        import torch
-
-        for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
-            del sys.modules[name]
-        library = torch.library.Library('torchvision', 'DEF')
-        for operator in ('nms', 'qnms'):
-            library.define(f'{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
-        _keep_alive.append(library)
-        import torchvision  # noqa: F401
-    except ImportError:
-        require('torchvision')
-
-
 def require_deepspeed():
     """Import DeepSpeed, which is optional, and check its version.
 
@@ -193,123 +160,6 @@ def import_mmpretrain():
         importlib.import_module('mmpretrain.models')
     finally:
         del sys.modules['mmdet']
-
-
-# ---------------------------------------------------------------- checkpoints that cannot run code
-
-
-def refuse_unsafe_loading():
-    """Refuse the environment variable by which torch.load forgets its protection.
-
-    Raises:
-        DependencyError: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
-    """
-    if os.environ.get('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0').lower() in ('1', 'y', 'yes', 'true'):
-        raise DependencyError(
-            'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set: any checkpoint could run code on this machine. '
-            'Remedy: unset TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD. mmcae needs no exception from safe loading'
-        )
-
-
-class _ArrayType:
-    """What the name `numpy.ndarray` means inside a checkpoint: a token to hand to `_reconstruct`, not a constructor."""
-
-    def __new__(cls, *_):
-        raise pickle.UnpicklingError('a checkpoint may not make an array from memory')
-
-
-def _history_method(owner, name):
-    """What `getattr` means inside a checkpoint: a method of HistoryBuffer that computes a statistic."""
-    from mmengine.logging import HistoryBuffer
-
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'a checkpoint may not ask for the attribute {name!r} of {owner!r}')
-    return getattr(HistoryBuffer, name)
-
-
-def _plain_dtype(spec, *_):
-    """What `numpy.dtype` means inside a checkpoint: numbers and booleans, no objects and no records."""
-    import numpy as np
-
-    if not isinstance(spec, str) or not re.fullmatch(r'[biuf]\d+', spec):
-        raise pickle.UnpicklingError(f'a checkpoint may not ask for the array type {spec!r}')
-    return np.dtype(spec, False, True)  # a copy: the checkpoint fills it, and numpy's own must not change
-
-
-def _empty_array(kind, shape, code):
-    """What `_reconstruct` means inside a checkpoint: an empty array, to be filled from the checkpoint's next words."""
-    import numpy as np
-
-    if kind is not _ArrayType or shape != (0,) or code not in (b'b', 'b'):
-        raise pickle.UnpicklingError('a checkpoint may not make this kind of array')
-    return np.ndarray((0,), np.int8)
-
-
-def allow_plain_data():
-    """Extend torch's list of what a checkpoint may hold by what mmengine's own checkpoints hold: arrays and scalars of numbers, and logs.
-
-    The plain constructors are not on the list. With `getattr` a checkpoint reaches any function; `numpy.ndarray` on a buffer with the
-    type of objects turns bytes into pointers. So each name is bound to a function that does what mmengine's checkpoints need. An array or
-    a type may be filled only once it exists, which takes its class on the list: under a name without a dot, that no checkpoint can
-    pronounce.
-    """
-    import numpy as np
-    import torch
-    from mmengine.logging import HistoryBuffer
-
-    scalar = np.float64(0).__reduce__()[0]  # the same function under the different names that numpy 1 and 2 give its module
-    allowed = [HistoryBuffer, (_history_method, 'builtins.getattr'), (_ArrayType, 'numpy.ndarray'), (_plain_dtype, 'numpy.dtype')]
-    for module in ('numpy.core.multiarray', 'numpy._core.multiarray'):
-        allowed += [(_empty_array, f'{module}._reconstruct'), (scalar, f'{module}.scalar')]
-    for code in SAFE_DTYPES:
-        allowed.append((type(np.dtype(code)), f'only to be filled: dtype {code}'))
-    allowed.append((np.ndarray, 'only to be filled: ndarray'))
-    torch.serialization.add_safe_globals(allowed)
-
-
-def read_checkpoints_safely():
-    """Have mmengine read every checkpoint by `mmcae.checkpoints.read_checkpoint`, or at least by torch.load(weights_only=True)."""
-    import torch
-    from mmengine.runner import checkpoint as mmengine_checkpoint
-
-    def load_from_local(filename, map_location=None):
-        # Imported here, because that module needs a working torch. Its tensors come to the CPU whatever map_location says: mmengine copies
-        # them to wherever the model and the optimizer are.
-        from .checkpoints import read_checkpoint
-
-        return read_checkpoint(os.path.expanduser(filename))
-
-    def safe_torch_load(file, map_location=None, weights_only=True):
-        return torch.load(file, map_location=map_location, weights_only=True)
-
-    loader = mmengine_checkpoint.CheckpointLoader
-    loader.register_scheme('', load_from_local, force=True)
-    mmengine_checkpoint.load_from_local = load_from_local
-    mmengine_checkpoint.load_url = functools.partial(torch.hub.load_state_dict_from_url, weights_only=True)
-    if hasattr(mmengine_checkpoint, '_safe_torch_load'):  # OneDL: falls back to full unpickling when the safe way fails
-        mmengine_checkpoint._safe_torch_load = safe_torch_load
-    if not getattr(loader.load_checkpoint, 'drops_config', False):
-        loader.load_checkpoint = classmethod(_without_config(loader.load_checkpoint.__func__))
-
-
-def _without_config(load_checkpoint):
-    """Wrap mmengine's loader so that what it returns has no `meta['config']`: on resuming, mmengine executes that text as Python.
-
-    mmengine itself does not write it (its own config text is `meta['cfg']`, which is not executed).
-    """
-
-    @functools.wraps(load_checkpoint)
-    def wrapper(cls, filename, *args, **kwargs):
-        checkpoint = load_checkpoint(cls, filename, *args, **kwargs)
-        meta = checkpoint.get('meta') if isinstance(checkpoint, dict) else None
-        if isinstance(meta, dict) and meta.pop('config', None) is not None:
-            from mmengine.logging import print_log
-
-            print_log(f'{filename}: the config text in it is ignored, because reading it means to execute it', 'current', logging.WARNING)
-        return checkpoint
-
-    wrapper.drops_config = True
-    return wrapper
 
 
 # ---------------------------------------------------------------- several processes without a GPU

@@ -8,6 +8,7 @@ from importlib import import_module
 
 from mmengine import registry as parent
 
+RUNNERS = parent.Registry('runner', parent=parent.RUNNERS, scope='mmcae', locations=['mmcae.engine'])
 MODELS = parent.Registry('model', parent=parent.MODELS, scope='mmcae', locations=['mmcae.models'])
 MODEL_WRAPPERS = parent.Registry('model_wrapper', parent=parent.MODEL_WRAPPERS, scope='mmcae', locations=['mmcae.engine'])
 DATASETS = parent.Registry('dataset', parent=parent.DATASETS, scope='mmcae', locations=['mmcae.datasets'])

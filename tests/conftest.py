@@ -19,8 +19,6 @@ import pytest
 import torch
 from PIL import Image
 
-import mmcae  # noqa: F401  (before any test imports timm or mmpretrain: it repairs torchvision where that is needed)
-
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 

@@ -50,7 +50,7 @@ def test(args):
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.errors import ConfigError
     from mmcae.utils.files import write_file
-    from mmcae.utils.runner import build_runner, refuse_other_models, require_checkpoint
+    from mmcae.utils.runner import build_runner, require_checkpoint
 
     cfg = load_config(args.config, args.cfg_options)
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
@@ -71,7 +71,6 @@ def test(args):
         augment_test(cfg)
     read_images_alike(cfg)
     runner = build_runner(cfg, args.launcher)
-    refuse_other_models(runner)
     metrics = runner.test()
     if runner.rank == 0:
         write_file(path, json.dumps({name: float(value) for name, value in metrics.items()}, indent=1) + '\n')

@@ -48,7 +48,7 @@ def train(args):
     from mmcae.datasets import check_data, read_images_alike
     from mmcae.utils.config import load_config, set_work_dir
     from mmcae.utils.resume import choose_checkpoint
-    from mmcae.utils.runner import build_runner, refuse_other_models, require_batches, require_checkpoint
+    from mmcae.utils.runner import build_runner, require_batches, require_checkpoint
     from mmcae.utils.work_dir import hold_work_dir
 
     cfg = load_config(args.config, args.cfg_options)
@@ -62,8 +62,6 @@ def train(args):
         if cfg.get('resume'):
             choose_checkpoint(cfg)
         runner = build_runner(cfg, cfg.launcher)
-        if cfg.get('resume'):
-            refuse_other_models(runner)
         require_batches(runner)
         if runner.rank == 0:
             print(summary(cfg, runner.world_size), flush=True)

@@ -12,11 +12,11 @@ import torch
 from mmengine.device import get_device
 from torch import nn
 
-from ..checkpoints import read_checkpoint
+from ..checkpoints import ViewSpec
 from ..models import CAEViT
 from ..utils.errors import ConfigError, DataError
 from .images import ImageLike, list_images, load_image
-from .load import config_section, load_encoder
+from .load import load_encoder
 from .view import IMAGENET_MEAN, IMAGENET_STD, View
 
 
@@ -44,7 +44,7 @@ def extract_features(
             has. May be a generator: one batch is in memory at a time.
         img_size: Pixels, (h, w) or one number for both; multiples of the patch size. Defaults to what the encoder was made for.
         batch_size: Images per forward pass.
-        mean, std: Of the pixels in [0, 255], for each channel. Default to those in the checkpoint's own config, else ImageNet's for RGB.
+        mean, std: Of the pixels in [0, 255], for each channel. Default to those that the checkpoint tells, else ImageNet's for RGB.
         device: Such as 'cuda:0'. Defaults to that of a given encoder; for a checkpoint to the GPU where there is one, else the CPU.
         crop: Share of the resized image's sides that is kept. Defaults to 224/256, to 1 for an `img_size` below 64.
         **settings: For a checkpoint: more arguments of :class:`mmcae.models.CAEViT`, such as `out_type`, 'cls_token' by default.
@@ -117,23 +117,23 @@ def load_encoder_and_view(
     if isinstance(source, CAEViT):
         if settings:
             raise ConfigError(f'{sorted(settings)} can be chosen for a checkpoint only; set them when you build the encoder')
-        encoder, normalization = source, {}
+        encoder = source
     elif isinstance(source, nn.Module):
         own = ', such as its `backbone`' if isinstance(getattr(source, 'backbone', None), CAEViT) else ''
         raise ConfigError(f'Features come from a checkpoint or a CAEViT; got a {type(source).__name__}: give its encoder{own}')
     elif not isinstance(source, Mapping | str | Path):
         raise ConfigError(f'Features come from a checkpoint or a CAEViT; got a {type(source).__name__}')
     else:
-        content = source if isinstance(source, Mapping) else read_checkpoint(source)
-        encoder, normalization = load_encoder(content, **settings), normalization_of(content)
+        encoder = load_encoder(source, **settings)
     channels = encoder.patch_embed.proj.in_channels
-    mean = normalization.get('mean') if mean is None else mean
-    std = normalization.get('std') if std is None else std
-    if channels != 3 and (mean is None or std is None):
+    known = encoder.spec.view
+    if channels != 3 and known is None and (mean is None or std is None):
         raise ConfigError(f'This encoder has {channels} channels, and nothing tells how they are normalised: give mean and std')
     size = tuple(n * p for n, p in zip(encoder.grid, encoder.patch_size, strict=True)) if img_size is None else pair(img_size)
     encoder.grid_of(size)  # refuses what patches do not tile
-    return encoder, View(size, IMAGENET_MEAN if mean is None else mean, IMAGENET_STD if std is None else std, channels, crop)
+    known = known or ViewSpec(IMAGENET_MEAN, IMAGENET_STD, size)
+    crop = known.crop_pct if crop is None and known.size == size else crop
+    return encoder, View(size, known.mean if mean is None else mean, known.std if std is None else std, channels, crop, known.interpolation)
 
 
 def pair(img_size: int | Sequence[int]) -> tuple[int, int]:
@@ -147,19 +147,3 @@ def pair(img_size: int | Sequence[int]) -> tuple[int, int]:
 def is_whole(value) -> bool:
     """Whether it is a whole number above 0, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool) and value > 0
-
-
-def normalization_of(content: Mapping) -> dict[str, tuple[float, ...]]:
-    """`mean` and `std` of the pixels as far as a checkpoint's own config tells."""
-    meta = content.get('meta')
-    text = meta.get('cfg') if isinstance(meta, Mapping) else None
-    if not isinstance(text, str):
-        return {}
-    settings = config_section(text, 'model').get('data_preprocessor') or config_section(text, 'data_preprocessor')
-    found = {name: (settings or {}).get(name) for name in ('mean', 'std')}
-    return {name: value for name, value in found.items() if are_numbers(value)}
-
-
-def are_numbers(value) -> bool:
-    """Whether it is a sequence of numbers."""
-    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(number, int | float) for number in value)

@@ -10,7 +10,6 @@ from mmengine.utils import to_2tuple
 from PIL import Image
 from torch import Tensor
 
-from ..checkpoints import load_state, load_strictly, to_mmcae
 from ..datasets.transforms import RandomMaskGenerator
 from ..models import CAE
 from ..registry import MODELS
@@ -55,8 +54,7 @@ def load_pretrained(config: str | Path, checkpoint: str | Path) -> CAE:
     model = MODELS.build(cfg.model)
     if not isinstance(model, CAE):
         raise ConfigError(f'{config} describes a {type(model).__name__}, not the pretraining of a CAE')
-    state = {key: value for key, value in to_mmcae(load_state(checkpoint)).items() if not key.startswith('target_generator.')}
-    load_strictly(model, state, str(checkpoint))
+    model.load_pretrained(checkpoint)
     return model.eval()
 
 

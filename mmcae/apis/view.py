@@ -8,13 +8,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor, tensor
 
+from ..checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD, default_crop
 from ..utils.errors import ConfigError
 from .images import resize, to_tensor
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
-IMAGENET_CROP = 224 / 256
-SMALL = 64  # pixels; data sets of smaller images, such as digits, have nothing to cut off
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class View:
 
     def __post_init__(self):
         if self.crop is None:
-            object.__setattr__(self, 'crop', IMAGENET_CROP if min(self.size) >= SMALL else 1.0)
+            object.__setattr__(self, 'crop', default_crop(self.size))
         for name in ('mean', 'std'):
             object.__setattr__(self, name, numbers(getattr(self, name), name))
         if not is_number(self.crop) or not 0 < self.crop <= 1:

@@ -1,4 +1,4 @@
-"""Checkpoints of CAE in every layout people have: reading, renaming, and loading them strictly.
+"""Checkpoints of CAE in every layout people have: reading, describing, renaming, loading and writing them.
 
 The pivot is mmcae's own layout: `backbone.` (the encoder, under BEiT's names), `regressor.`, `decoder.` and the position table
 `pos_embed` that the latter two share. Every other layout is one table of renamings:
@@ -14,55 +14,47 @@ mmpretrain-encoder  mmpretrain's backbone alone                                 
 ==================  ==================================================================  =====================
 
 A plain ViT (MAE, DeiT, ... of mmpretrain, of timm or of MAE's authors) counts as `mmpretrain` or `encoder` and computes the same as CAEViT
-with `layer_scale_init_value=0`.
+with `layer_scale_init_value=0`. What tensors do not tell, an :class:`EncoderSpec` in the file does.
+
+The way of a file: reading (bytes to plain data) -> layouts (where the model is) -> renaming (to our names) -> weights (with the description
+of the encoder) -> loading (into a model).
 """
 
+from .describing import metadata, metadata_of
+from .exporting import timm_arguments, to_mmpretrain, to_official, to_timm
+from .layouts import KINDS, load_state, locate, name_of
 from .loading import load_encoder, load_strictly, pretrained_source
-from .reading import (
-    StateDict,
-    damaged,
-    first_sentence,
-    load_state,
-    name_of,
-    read_checkpoint,
-    read_safetensors,
-    state_dict_of,
-    write_state_dict,
-)
-from .renaming import (
-    cae_of,
-    convert_mmpretrain,
-    convert_official,
-    convert_timm,
-    detect_kind,
-    encoder_of,
-    left_out,
-    to_mmcae,
-    to_mmpretrain,
-    to_official,
-    to_timm,
-    tokenizer_of,
-)
+from .reading import StateDict, damaged, first_sentence, read_checkpoint, write_state_dict
+from .renaming import cae_of, convert_mmpretrain, convert_official, convert_timm, encoder_of, left_out, to_mmcae, tokenizer_of
+from .spec import EncoderSpec, Origin, ViewSpec
+from .weights import Weights, read_weights
 
 __all__ = [
+    'EncoderSpec',
+    'KINDS',
+    'Origin',
     'StateDict',
+    'ViewSpec',
+    'Weights',
     'cae_of',
     'convert_mmpretrain',
     'convert_official',
     'convert_timm',
     'damaged',
-    'detect_kind',
     'encoder_of',
     'first_sentence',
     'left_out',
     'load_encoder',
     'load_state',
     'load_strictly',
+    'locate',
+    'metadata',
+    'metadata_of',
     'name_of',
     'pretrained_source',
     'read_checkpoint',
-    'read_safetensors',
-    'state_dict_of',
+    'read_weights',
+    'timm_arguments',
     'to_mmcae',
     'to_mmpretrain',
     'to_official',

@@ -7,8 +7,10 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..utils.errors import CheckpointError
-from .reading import load_state, name_of
-from .renaming import detect_kind, encoder_of, to_mmcae
+from .spec import EncoderSpec
+from .weights import Weights, read_weights
+
+OPTIONS = {'checkpoint', 'allow_missing', 'prefix', 'norm'}
 
 
 def pretrained_source(init_cfg) -> dict | None:
@@ -18,49 +20,86 @@ def pretrained_source(init_cfg) -> dict | None:
     settings = dict(init_cfg[0] if isinstance(init_cfg, (list, tuple)) else init_cfg)
     if settings.pop('type', 'Pretrained') != 'Pretrained':
         raise CheckpointError(f"init_cfg={init_cfg}: only dict(type='Pretrained', checkpoint=PATH) is known here")
-    unknown = set(settings) - {'checkpoint', 'allow_missing'}
+    unknown = set(settings) - OPTIONS
     if unknown or not settings.get('checkpoint'):
-        raise CheckpointError(f'init_cfg={init_cfg} needs `checkpoint` and may have `allow_missing`; unknown: {sorted(unknown)}')
+        raise CheckpointError(
+            f'init_cfg={init_cfg} needs `checkpoint` and may have {", ".join(sorted(OPTIONS - {"checkpoint"}))}; unknown: {sorted(unknown)}'
+        )
     return settings
 
 
-def load_encoder(encoder: nn.Module, checkpoint: str | Path | Mapping, allow_missing: Iterable[str] = (), origin: str | None = None) -> str:
+def load_encoder(
+    encoder: nn.Module,
+    checkpoint: str | Path | Mapping | Weights,
+    allow_missing: Iterable[str] = (),
+    prefix: str = '',
+    norm: str | None = None,
+    origin: str | None = None,
+) -> str:
     """Load an encoder out of a checkpoint of any kind; report what happened, and fail unless the encoder is fully covered.
 
     Args:
         encoder: A :class:`mmcae.models.CAEViT`.
-        checkpoint: Path, or a checkpoint's content.
+        checkpoint: Path, a checkpoint's content, or weights that were read already.
         allow_missing: Parts of names that need not be in the checkpoint, e.g. `relative_position_bias_table`, which pretraining
             does not have.
+        prefix: Which encoder of several, see :func:`.layouts.locate`.
+        norm: Which norm of two, see :func:`.renaming.to_mmcae`.
         origin: What to call the checkpoint in messages, where its content is given.
 
     Returns:
         The report, which is also logged.
 
     Raises:
-        CheckpointError: See :func:`load_strictly`.
+        CheckpointError: The checkpoint is of another encoder, see :func:`load_strictly` and :meth:`.EncoderSpec.differences`.
     """
-    state = load_state(checkpoint)
-    kind = detect_kind(state, origin or name_of(checkpoint))
-    ours = to_mmcae(state, kind)
-    encoder_state = encoder_of(ours)
+    weights = checkpoint if isinstance(checkpoint, Weights) else read_weights(checkpoint, prefix, norm=norm, origin=origin)
+    ours = encoder.spec
+    theirs = weights.spec(img_size=ours.img_size)
+    check_heads_agree(weights.origin, theirs.num_heads, ours.num_heads, 'model.backbone.arch')
+    state = weights.encoder
     if isinstance(encoder.norm, nn.Identity):
         # The dense protocols do without the final norm on purpose.
-        encoder_state = {key: value for key, value in encoder_state.items() if not key.startswith('norm.')}
-    return load_strictly(
-        encoder, encoder_state, f'{origin or name_of(checkpoint)} ({kind})', allow_missing, unused=len(ours) - len(encoder_state)
-    )
+        state = {key: value for key, value in state.items() if not key.startswith('norm.')}
+    notes = [] if theirs.num_heads else [f"the number of heads is not told: the model's {ours.num_heads} are taken"]
+    if theirs.grid != ours.grid:
+        grids = ' and '.join('x'.join(map(str, spec.grid)) for spec in (theirs, ours))
+        notes.append(f'made for another grid of patches than the model ({grids})')
+    unused = len(weights.state) - len(state)
+    return load_strictly(encoder, state, f'{weights.origin} ({weights.place.kind})', allow_missing, unused, notes, theirs)
 
 
-def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing: Iterable[str] = (), unused: int = 0) -> str:
+def check_heads_agree(origin: str, theirs: int | None, ours: int, where: str):
+    """Refuse weights for another number of heads, whose tensors have the same shapes; None where it is not known.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    if theirs not in (None, ours):
+        raise CheckpointError(
+            f'{origin} was made for {theirs} attention heads, and the model has {ours}: set num_heads={theirs} in {where}'
+        )
+
+
+def load_strictly(
+    module: nn.Module,
+    state: Mapping,
+    origin: str,
+    allow_missing: Iterable[str] = (),
+    unused: int = 0,
+    notes: Iterable[str] = (),
+    spec: EncoderSpec | None = None,
+) -> str:
     """Load a state dict that has to cover the module; report matched, resized, missing and unexpected tensors.
 
     Args:
-        module: What to load into. Its own hooks may resize tables to its grid.
+        module: What to load into. Its `fit_state_dict` may resize tables to its grid.
         state: State dict under the module's names.
         origin: Where it comes from, for messages.
         allow_missing: Parts of names that may be missing, or be of another shape; they keep their present values.
         unused: Number of tensors of the checkpoint that are not meant for this module, for the report.
+        notes: Further sentences for the report.
+        spec: What is known of the encoder in the state dict.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape. The message names the first ones and the remedy.
@@ -70,7 +109,7 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
     target = module.state_dict()
     missing = [key for key in target if key not in state]
     unexpected = [key for key in state if key not in target]
-    fitted = module.fit_state_dict(state) if hasattr(module, 'fit_state_dict') else dict(state)
+    fitted = module.fit_state_dict(state, spec) if hasattr(module, 'fit_state_dict') else dict(state)
     clashing = [key for key in state if key in target and fitted[key].shape != target[key].shape]
     excused = [key for key in (*missing, *clashing) if any(part in key for part in allow_missing)]
     absent = [key for key in missing if key not in excused]
@@ -79,10 +118,6 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
         for key in clashing
         if key not in excused
     ]
-    loaded = [key for key in state if key in target and key not in clashing]
-    changed = [key for key in loaded if fitted[key].shape != state[key].shape]
-    adapted = [key for key in changed if key.endswith('patch_embed.proj.weight')]
-    resized = [key for key in changed if key not in adapted]
     name = type(module).__name__
     if absent or unexpected or clashes:
         problems = [
@@ -97,8 +132,15 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
             'layer_scale_init_value=0 where it has no gamma; convert other layouts with tools/model_converters/convert.py; list what may '
             'be missing or of another shape in init_cfg.allow_missing.'
         )
+    loaded = [key for key in state if key in target and key not in clashing]
     # strict=False only for what was excused above.
     module.load_state_dict({key: fitted[key] for key in loaded}, strict=False)
+    if spec is not None:
+        encoder = getattr(module, 'backbone', module)
+        encoder.view, encoder.origin = spec.view, spec.origin
+    changed = [key for key in loaded if fitted[key].shape != state[key].shape]
+    adapted = [key for key in changed if key.endswith('patch_embed.proj.weight')]
+    resized = [key for key in changed if key not in adapted]
     report = f'{name}: {len(loaded)} of {len(target)} tensors loaded from {origin}'
     report += f', {len(resized)} of them resized ({", ".join(resized[:3])}{" ..." if len(resized) > 3 else ""})' if resized else ''
     for key in adapted:
@@ -106,5 +148,6 @@ def load_strictly(module: nn.Module, state: Mapping, origin: str, allow_missing:
     shape = ' in this shape' if set(excused) & set(clashing) else ''
     report += f'; {len(excused)} not in it{shape} and left as they are ({", ".join(allow_missing)})' if excused else ''
     report += f'; {unused} tensors of other parts unused' if unused else ''
+    report += ''.join(f'; {note}' for note in notes)
     print_log(report, logger='current')
     return report

@@ -1,10 +1,7 @@
-"""What the tensors of CAE are called in each layout, and the way from one layout to another."""
+"""What the tensors of CAE are called in each layout, and the way from each layout to mmcae's."""
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-
-import torch
 
 from ..utils.errors import CheckpointError
 from .reading import StateDict
@@ -27,8 +24,6 @@ OFFICIAL = (
     ('decoder.norm.', 'decoder.norm.'),
     ('decoder.head.', 'decoder.head.'),
 )
-# The authors' downstream code recognises a pretraining checkpoint by its last key, which must be the decoder's.
-OFFICIAL_ORDER = ('rd_pos_embed', 'mask_token', 'encoder.', 'alignment_encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.')
 
 
 def _mmpretrain_blocks(theirs: str, ours: str) -> tuple:
@@ -63,12 +58,14 @@ MMPRETRAIN = (
 # What other layouts carry and ours does not need: copies of the encoder, the frozen tokenizer, recomputed buffers, counters of averages.
 REDUNDANT = re.compile(r'(alignment_encoder|teacher|target_generator|data_preprocessor)\.|.*\brelative_position_index$|steps$|n_averaged$')
 TOKENIZER = 'target_generator.'
+SHARED_BIAS = 'rel_pos_bias.relative_position_bias_table'
+LAYER_SCALE = re.compile(r'\.ls([12])\.gamma$')  # timm's ViT and DINOv2
 CAE_PARTS = ('backbone.', 'regressor.', 'decoder.', 'pos_embed')
 ENCODER_PARTS = ('cls_token', 'pos_embed', 'patch_embed.', 'blocks.', 'norm.', 'fc_norm.')
 
 
 # What the names of CAE's own parts begin with, by kind; the rest are copies, tokenizers, and heads of other tasks.
-KINDS = {
+PARTS = {
     'mmcae': CAE_PARTS,
     'official': ('encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.', 'mask_token', 'rd_pos_embed'),
     'mmpretrain': ('backbone.', 'neck.'),
@@ -77,108 +74,46 @@ KINDS = {
 }
 
 
-def detect_kind(state: Mapping, origin: str | Path = 'This') -> str:
-    """Which of the kinds in :mod:`mmcae.checkpoints` the keys of a state dict belong to; `origin` names it in messages.
-
-    Raises:
-        CheckpointError: None of them.
-    """
-    for kind, prefix in (
-        ('official', 'encoder.blocks.'),
-        ('mmcae', 'backbone.blocks.'),
-        ('mmpretrain', 'backbone.layers.'),
-        ('encoder', 'blocks.'),
-        ('mmpretrain-encoder', 'layers.'),
-    ):
-        if any(key.startswith(f'{prefix}0.') for key in state) and any('attn.qkv' in key for key in state):
-            return kind
-    raise CheckpointError(
-        f'{origin} is no CAE checkpoint of a known layout; its keys begin with {", ".join(list(state)[:3])} ... '
-        'Known are those of mmcae, the authors (Atten4Vis/CAE), mmpretrain, mmselfsup, and BEiT encoders of timm.'
-    )
-
-
 def convert_official(state: Mapping) -> StateDict:
     """The authors' pretraining state dict under mmcae's names. The alignment encoder is left out: it equals the encoder."""
-    return _with_latent_positions(_rename(state, OFFICIAL))
-
-
-def to_official(state: Mapping) -> StateDict:
-    """The inverse of :func:`convert_official`, with the copy of the encoder that the authors' loader expects, in their order."""
-    state = _rename(_without_redundant(state), [(ours, theirs) for theirs, ours in OFFICIAL])
-    state |= {f'alignment_{key}': value for key, value in state.items() if key.startswith('encoder.')}
-    if 'rd_pos_embed' in state:
-        table = state['rd_pos_embed']
-        state['rd_pos_embed'] = torch.cat((torch.zeros_like(table[:, :1]), table), dim=1)
-    rank = {key: next(i for i, prefix in enumerate(OFFICIAL_ORDER) if key.startswith(prefix)) for key in state}
-    return {key: state[key] for key in sorted(state, key=rank.get)}
+    return _with_latent_positions(rename(state, OFFICIAL))
 
 
 def convert_mmpretrain(state: Mapping) -> StateDict:
     """A state dict of mmpretrain's CAE, or of any of its models on BEiTViT, under mmcae's names; tokenizer and teacher left out."""
     parts = _parts(state, 'mmpretrain')
-    return _with_latent_positions(_rename({key: value for key, value in state.items() if key.startswith(parts)}, MMPRETRAIN))
-
-
-def to_mmpretrain(state: Mapping, pool: str = 'token') -> StateDict:
-    """The inverse of :func:`convert_mmpretrain`; the encoder is repeated as the teacher that mmpretrain keeps.
-
-    Args:
-        state: State dict under mmcae's names, whole or encoder only (with the prefix `backbone.`).
-        pool: Which of BEiTViT's norms gets the encoder's: 'token' the one it has with final_norm=True, as in pretraining; 'avg' the one
-            it has with out_type='avg_featmap', which is for the encoder alone.
-
-    Raises:
-        CheckpointError: The regressor is of another width than the encoder, which mmpretrain cannot express.
-    """
-    if _is_average(pool):
-        state = {key: value for key, value in state.items() if key.startswith('backbone.')}
-    if any(key.startswith('regressor.project.') for key in state):
-        raise CheckpointError('mmpretrain has no projection between encoder and regressor: it needs both to have the same width')
-    state = {key: value for key, value in _without_redundant(state).items() if key != 'pos_embed'}
-    inverse = [(ours, theirs) for theirs, ours in MMPRETRAIN if not theirs.startswith('backbone.ln')]
-    inverse.insert(0, ('backbone.norm.', 'backbone.ln2.' if _is_average(pool) else 'backbone.ln1.'))
-    renamed = _rename(state, inverse)
-    if any(key.startswith('neck.') for key in renamed):
-        renamed |= {key.replace('backbone.', 'teacher.', 1): value for key, value in renamed.items() if key.startswith('backbone.')}
-    return renamed
+    return _with_latent_positions(rename({key: value for key, value in state.items() if key.startswith(parts)}, MMPRETRAIN))
 
 
 def convert_timm(state: Mapping) -> StateDict:
-    """timm's BEiT state dict as an mmcae state dict with an encoder alone (the prefix `backbone.`); its classifier left out."""
-    state = {key.replace('fc_norm.', 'norm.', 1): value for key, value in _without_redundant(state).items()}
+    """timm's ViT or BEiT state dict as an mmcae state dict with an encoder alone (the prefix `backbone.`); its classifier left out."""
+    state = {LAYER_SCALE.sub(r'.gamma_\1', key): value for key, value in without_redundant(state).items()}
+    state = {key.replace('fc_norm.', 'norm.', 1): value for key, value in _with_own_biases(state).items()}
     return {f'backbone.{key}': value for key, value in state.items() if key.startswith(ENCODER_PARTS)}
 
 
-def to_timm(state: Mapping, pool: str = 'token') -> StateDict:
-    """The encoder under the names of timm's BEiT (`timm.create_model('beit_base_patch16_224', ...)`).
+def to_mmcae(state: Mapping, kind: str, norm: str | None = None) -> StateDict:
+    """A state dict under mmcae's names.
 
     Args:
-        state: State dict under mmcae's names.
-        pool: 'token' for models made with `global_pool='token'`, which normalise all tokens; 'avg' for `global_pool='avg'`,
-            timm's default, which normalise the mean over the patches.
+        state: State dict of any layout; keys that belong to none of mmcae's parts stay.
+        kind: The layout, see :mod:`mmcae.checkpoints`.
+        norm: Which norm is the encoder's, where the state dict has two: that of the tokens ('norm', 'ln1'), or that of their mean in a
+            fine-tuned classifier ('fc_norm', 'ln2').
+
+    Raises:
+        CheckpointError: An unknown key; or two norms, and `norm` does not choose.
     """
-    encoder = encoder_of(state)
-    if not _is_average(pool):
-        return encoder
-    return {f'fc_{key}' if key.startswith('norm.') else key: value for key, value in encoder.items()}
-
-
-def to_mmcae(state: Mapping, kind: str | None = None) -> StateDict:
-    """A state dict of any kind (see :mod:`mmcae.checkpoints`) under mmcae's names; keys that belong to none of its parts stay."""
-    kind = kind or detect_kind(state)
-    state = _split_qkv_bias(state)
+    state = _one_norm(_split_qkv_bias(state), norm)
     if kind == 'official':
         return convert_official(state)
     if kind == 'mmpretrain':
         return convert_mmpretrain(state)
     if kind == 'mmpretrain-encoder':
-        return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if key.startswith(KINDS[kind])})
+        return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if key.startswith(PARTS[kind])})
     if kind == 'encoder':
         return convert_timm(state)
-    if kind == 'mmcae':
-        return _without_redundant(state)
-    raise CheckpointError(f'Unknown kind of checkpoint {kind!r}, known are {", ".join(KINDS)}')
+    return without_redundant(state)
 
 
 def left_out(state: Mapping, kind: str) -> list[str]:
@@ -188,7 +123,7 @@ def left_out(state: Mapping, kind: str) -> list[str]:
 
 def cae_of(state: Mapping) -> StateDict:
     """Encoder, regressor and decoder out of a state dict under mmcae's names: what is left without heads and necks of other tasks."""
-    return {key: value for key, value in _without_redundant(state).items() if key.startswith(CAE_PARTS)}
+    return {key: value for key, value in without_redundant(state).items() if key.startswith(CAE_PARTS)}
 
 
 def tokenizer_of(state: Mapping) -> StateDict:
@@ -198,19 +133,40 @@ def tokenizer_of(state: Mapping) -> StateDict:
 
 def encoder_of(state: Mapping) -> StateDict:
     """The encoder alone out of a state dict under mmcae's names, without prefix."""
-    return {key.removeprefix('backbone.'): value for key, value in _without_redundant(state).items() if key.startswith('backbone.')}
+    return {key.removeprefix('backbone.'): value for key, value in without_redundant(state).items() if key.startswith('backbone.')}
 
 
 def _parts(state: Mapping, kind: str) -> tuple[str, ...]:
     if kind == 'mmpretrain' and not any(key.startswith('neck.regressors.') for key in state):
         return ('backbone.',)  # a model other than CAE: what its neck does is its own affair
-    return KINDS[kind]
+    return PARTS[kind]
 
 
-def _is_average(pool: str) -> bool:
-    if pool not in ('token', 'avg'):
-        raise CheckpointError(f"pool must be 'token' or 'avg', got {pool!r}")
-    return pool == 'avg'
+def _one_norm(state: Mapping, norm: str | None) -> StateDict:
+    """Of the norm of the tokens and the norm of their mean, where both are there, the one that is asked for."""
+    state = dict(state)
+    for prefix, first, second in (('', 'norm', 'fc_norm'), ('', 'ln1', 'ln2'), ('backbone.', 'ln1', 'ln2')):
+        both = {name: [key for key in state if key.startswith(f'{prefix}{name}.')] for name in (first, second)}
+        if not all(both.values()):
+            continue
+        if norm not in both:
+            raise CheckpointError(
+                f'The checkpoint has two final norms, {first!r} of all tokens and {second!r} of their mean, and an encoder has one: '
+                f'choose it by norm={first!r} or norm={second!r}'
+            )
+        for key in both[second if norm == first else first]:
+            del state[key]
+    return state
+
+
+def _with_own_biases(state: Mapping) -> StateDict:
+    """BEiT's relative position biases that all blocks share, given to each block, as its fine-tuning does."""
+    shared = state.get(SHARED_BIAS)
+    if shared is None:
+        return dict(state)
+    blocks = {key.split('.')[1] for key in state if key.startswith('blocks.')}
+    own = {f'blocks.{block}.attn.relative_position_bias_table': shared for block in blocks}
+    return {**{key: value for key, value in state.items() if key != SHARED_BIAS}, **own}
 
 
 def _split_qkv_bias(state: Mapping) -> StateDict:
@@ -227,14 +183,16 @@ def _split_qkv_bias(state: Mapping) -> StateDict:
     return split
 
 
-def _without_redundant(state: Mapping) -> StateDict:
+def without_redundant(state: Mapping) -> StateDict:
+    """What is left without copies, frozen tokenizers and recomputed buffers."""
     return {key: value for key, value in state.items() if not REDUNDANT.match(key)}
 
 
-def _rename(state: Mapping, table: Iterable[tuple[str, str]]) -> StateDict:
+def rename(state: Mapping, table: Iterable[tuple[str, str]]) -> StateDict:
+    """A state dict under other names, by pairs of what they begin with; every name has to be known."""
     rules = [(re.compile(re.escape(old).replace(r'\{n\}', r'(\d+)').replace(r'\{x\}', '([qkv])')), new) for old, new in table]
     renamed = {}
-    for key, value in _without_redundant(state).items():
+    for key, value in without_redundant(state).items():
         for pattern, new in rules:
             match = pattern.match(key)
             if match:

@@ -18,6 +18,7 @@ from .hooks import (
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
+from .runner import Runner
 from .schedulers import WarmupCosineLR
 from .strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
@@ -41,6 +42,7 @@ __all__ = [
     'LogProcessor',
     'OnlineProbe',
     'ReportBadFiles',
+    'Runner',
     'SingleDeviceStrategy',
     'WarmupCosineLR',
 ]

@@ -10,10 +10,12 @@ from mmengine.dist import get_rank
 from torch import nn
 
 from ..checkpoints import read_checkpoint
+from ..checkpoints.pickles import Record
 from ..compat import require_deepspeed
 from ..registry import STRATEGIES
 from ..utils.errors import CheckpointError, ConfigError
 from ..utils.pieces import write_piece
+from .reader import for_mmengine
 from .strategies import WholeCheckpoints, other_model
 
 OBJECT = 'deepspeed class'  # marks, in a checkpoint, a dict that stands for an object of DeepSpeed's
@@ -128,8 +130,7 @@ class DeepSpeedStrategy(WholeCheckpoints, MMEngineDeepSpeedStrategy):
             raise other_model(error) from error
         if checkpoint is None or 'meta' not in checkpoint:
             raise CheckpointError(f'{filename} is no checkpoint of this strategy')
-        checkpoint['meta'].pop('config', None)  # mmengine would execute it
-        return checkpoint
+        return for_mmengine(checkpoint, filename)
 
 
 def update_groups(optimizer, settings):
@@ -148,8 +149,8 @@ def save_plain(content, path):
 
 def load_plain(path, map_location=None):
     """Read a piece of a checkpoint without running code from it."""
-    with torch.serialization.safe_globals(list(objects().values())):  # in checkpoints that DeepSpeed has written itself
-        return from_plain(read_checkpoint(path))
+    names = [f'{kind.__module__}.{kind.__name__}' for kind in objects().values()]  # in checkpoints that DeepSpeed has written itself
+    return from_plain(read_checkpoint(path, records=names))
 
 
 def objects():
@@ -175,7 +176,10 @@ def to_plain(value):
 
 
 def from_plain(value):
-    """The inverse of :func:`to_plain`, except for the stage of ZeRO, which DeepSpeed takes as a number too."""
+    """The inverse of :func:`to_plain`, except for the stage of ZeRO, which DeepSpeed takes as a number too; and objects out of records."""
+    if isinstance(value, Record):
+        name = value.name.rpartition('.')[2]
+        return value.args[0] if name == 'ZeroStageEnum' else from_plain({OBJECT: name, 'attributes': value.attributes})
     if isinstance(value, dict) and OBJECT in value:
         kind = objects()[value[OBJECT]]
         made = kind.__new__(kind)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoints import encoder_of, load_encoder, load_state, to_mmcae, write_state_dict
+from ..checkpoints import load_encoder, read_weights, write_state_dict
 from ..registry import MODELS
 from ..utils.config import last_checkpoint, load_config
 from ..utils.errors import CheckpointError, ConfigError, nearest
@@ -91,7 +91,7 @@ def protocols_for(family: str, checkpoint: str) -> tuple[Protocol, ...]:
 
 def encoder_state(checkpoint: str) -> Mapping[str, Tensor]:
     """The encoder's state dict in a checkpoint of any layout."""
-    return encoder_of(to_mmcae(load_state(checkpoint)))
+    return read_weights(checkpoint).encoder
 
 
 def choose(protocols: Sequence[Protocol], names: Sequence[str] | None) -> list[Protocol]:

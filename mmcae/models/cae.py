@@ -9,12 +9,14 @@ from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor
 
-from ..checkpoints import load_state, load_strictly, name_of, pretrained_source, to_mmcae
+from ..checkpoints import EncoderSpec, load_strictly, pretrained_source, read_weights
+from ..checkpoints.loading import check_heads_agree
+from ..checkpoints.tables import grid_of_table, resize_position_table, sincos_position_table
 from ..registry import MODELS
 from ..utils.errors import ConfigError, DataError
-from .layers import init_stack, pick, resize_position_table, sincos_position_table
+from .layers import init_stack, pick
 from .losses import token_cross_entropy
-from .vit import square_grid
+from .vit import unknown_grid
 
 
 @MODELS.register_module()
@@ -150,6 +152,12 @@ class CAE(BaseSelfSupervisor):
             parts['latent_target'] = self.alignment_target(images, masked)
         return parts
 
+    @property
+    def description(self) -> dict:
+        """What a checkpoint tells of the method: its name and target, and the heads of regressor and decoder."""
+        target = type(self.target_generator).__name__ if self.target_generator is not None else None
+        return dict(name=type(self).__name__, target=target, num_heads=self.regressor.blocks[0].attn.num_heads)
+
     # ------------------------------------------------------------ set-up
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
@@ -170,17 +178,23 @@ class CAE(BaseSelfSupervisor):
             self.freeze_target_generator()
         self._is_init = True
 
-    def load_pretrained(self, checkpoint, allow_missing=()) -> str:
+    def load_pretrained(self, checkpoint, allow_missing=(), prefix='', norm=None) -> str:
         """Encoder, regressor and decoder from a pretraining checkpoint of any known layout, strictly; returns the report."""
-        return load_strictly(self, to_mmcae(load_state(checkpoint)), name_of(checkpoint), allow_missing)
+        weights = read_weights(checkpoint, prefix, norm=norm)
+        spec = weights.spec()
+        check_heads_agree(weights.origin, spec.num_heads, self.backbone.spec.num_heads, 'model.backbone.arch')
+        return load_strictly(self, weights.cae, weights.origin, allow_missing, spec=spec)
 
-    def fit_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Resize the position tables of a whole state dict to this model's grid."""
+    def fit_state_dict(self, state: dict[str, Tensor], spec: EncoderSpec | None = None) -> dict[str, Tensor]:
+        """Resize the position tables of a whole state dict to this model's grid; see :meth:`CAEViT.fit_state_dict`."""
         encoder = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
-        fitted = {f'backbone.{key}': value for key, value in self.backbone.fit_state_dict(encoder).items()}
+        fitted = {f'backbone.{key}': value for key, value in self.backbone.fit_state_dict(encoder, spec).items()}
         table = state.get('pos_embed', self.pos_embed)
-        if table.shape[1] != self.pos_embed.shape[1]:
-            fitted['pos_embed'] = resize_position_table(table.float(), square_grid(table.shape[1], 'pos_embed'), self.backbone.grid)
+        source = spec.grid if spec else grid_of_table(table, self.backbone.grid)
+        if source is None:
+            raise unknown_grid('pos_embed', table.shape[1])
+        if source != self.backbone.grid:
+            fitted['pos_embed'] = resize_position_table(table.float(), source, self.backbone.grid)
         return {**state, **fitted}
 
     def outputs_wanted(self) -> int | None:

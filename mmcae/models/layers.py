@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from ..checkpoints.tables import bias_table_length
 from ..utils.errors import ConfigError
 from .attention import attend
-from .open_sizes import is_open, resize_to_open_grid
-from .relative_position import relative_position_bias, table_length
+from .relative_position import relative_position_bias
 from .windows import window_attention
 
 LAYER_NORM_EPS = 1e-6
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
         self.register_buffer('k_bias', torch.zeros(inner), persistent=False)
         self.proj = nn.Linear(inner, dim)
         self.bias_grid = bias_grid
-        self.relative_position_bias_table = nn.Parameter(torch.zeros(table_length(bias_grid), num_heads)) if bias_grid else None
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(bias_table_length(bias_grid), num_heads)) if bias_grid else None
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """(B, n, C) -> (B, n, C). `grid` is the patch grid behind the tokens; relative position bias and windows need it."""
@@ -126,53 +126,6 @@ def pick(tokens: Tensor, index: Tensor) -> Tensor:
     """Tokens (B, N, C), or one table (1, N, C) for all, at positions `index` (B, n) -> (B, n, C)."""
     tokens = tokens.expand(index.shape[0], -1, -1)
     return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-
-
-def sincos_position_table(grid: tuple[int, int], dim: int) -> Tensor:
-    """The fixed position table of MoCo v3 and MAE for a patch grid in raster order.
-
-    The first half of each row encodes the patch's row, the second half its column, each as sines followed by cosines.
-
-    Args:
-        grid: (h, w) in patches, square or not.
-        dim: Width of the table, a multiple of 4.
-
-    Returns:
-        float32 tensor of shape (1, h * w, dim), values in [-1, 1].
-    """
-    if dim % 4:
-        raise ConfigError(f'A sin-cos position table needs a width that is a multiple of 4, got {dim}: choose other embed_dims.')
-    rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in grid), indexing='ij')
-    omega = torch.arange(dim // 4, dtype=torch.float32) / (dim // 4)
-    omega = 1.0 / 10000**omega
-    waves = [position.flatten()[:, None] * omega[None] for position in (rows, columns)]
-    return torch.cat([half for wave in waves for half in (wave.sin(), wave.cos())], dim=1)[None]
-
-
-def resize_position_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int], by_scale: bool = False) -> Tensor:
-    """Bicubic resizing of a position table, as the paper's downstream protocols do it.
-
-    Args:
-        table: (1, h * w, C) in raster order, without the cls token.
-        source: (h, w) of the table.
-        grid: (h, w) wanted. What a tracer leaves open is sampled by scale.
-        by_scale: Let the scale factor `(wanted + 0.1) / source` place the samples (what the detection protocol does at every
-            forward), not the two sizes (what is done once, when a checkpoint is loaded). The values differ slightly.
-
-    Returns:
-        (1, grid[0] * grid[1], C); the table itself where the grids are equal.
-    """
-    if is_open(*grid):
-        return resize_to_open_grid(table, source, grid)
-    if tuple(source) == tuple(grid):
-        return table
-    maps = table.reshape(1, *source, -1).permute(0, 3, 1, 2)
-    if by_scale:
-        scale = tuple((wanted + 0.1) / given for wanted, given in zip(grid, source, strict=True))
-        maps = F.interpolate(maps, scale_factor=scale, mode='bicubic', align_corners=False)
-    else:
-        maps = F.interpolate(maps, size=tuple(grid), mode='bicubic', align_corners=False)
-    return maps.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 @torch.no_grad()

@@ -3,13 +3,10 @@
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .open_sizes import is_open, is_recorded
-
-# Beyond the offsets between patches the table has one row each for cls -> patch, patch -> cls and cls -> cls.
-CLS_ROWS = 3
+from ..checkpoints.tables import CLS_ROWS, bias_table_length, resize_bias_table
+from ..utils.open_sizes import is_recorded
 
 
 def relative_position_bias(table: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -29,21 +26,6 @@ def relative_position_bias(table: Tensor, source: tuple[int, int], grid: tuple[i
     return table[index.flatten()].reshape(*index.shape, -1).permute(2, 0, 1)
 
 
-def table_length(grid: tuple[int, int]) -> int:
-    """Rows of the table for a grid of (h, w) patches."""
-    return (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
-
-
-def resize_bias_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Bicubic resizing of a table (rows, heads) from one patch grid to another; the rows that concern cls stay."""
-    if not is_open(*grid) and tuple(source) == tuple(grid):
-        return table  # which resizing would leave as it is
-    offsets, of_cls = table[:-CLS_ROWS], table[-CLS_ROWS:]
-    maps = offsets.T.reshape(1, -1, 2 * source[0] - 1, 2 * source[1] - 1)
-    maps = F.interpolate(maps, size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode='bicubic', align_corners=False)
-    return torch.cat((maps.flatten(2)[0].T, of_cls))
-
-
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # the result is kept, and a training may be next
 def relative_position_index(height: int, width: int, device: torch.device) -> Tensor:
@@ -55,7 +37,7 @@ def relative_position_index(height: int, width: int, device: torch.device) -> Te
     patches = height * width
     index = torch.empty(patches + 1, patches + 1, dtype=torch.int64)
     index[1:, 1:] = down * (2 * width - 1) + right
-    first = table_length((height, width)) - CLS_ROWS
+    first = bias_table_length((height, width)) - CLS_ROWS
     index[0, :] = first
     index[:, 0] = first + 1
     index[0, 0] = first + 2

@@ -1,6 +1,5 @@
 """CAEViT: the vision transformer that pretraining trains and classification, detection and segmentation use."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -11,12 +10,12 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoints import load_encoder, pretrained_source
+from ..checkpoints import EncoderSpec, Origin, load_encoder, pretrained_source
+from ..checkpoints.tables import bias_grid, grid_of_table, resize_bias_table, resize_position_table, sincos_position_table
 from ..registry import MODELS
 from ..utils.errors import CheckpointError, ConfigError
-from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick, resize_position_table, sincos_position_table
-from .open_sizes import is_open, is_recorded
-from .relative_position import CLS_ROWS, resize_bias_table, table_length
+from ..utils.open_sizes import is_open, is_recorded
+from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick
 
 # The authors' sizes: tiny and small have 12 heads too.
 ARCHITECTURES = {
@@ -114,12 +113,14 @@ class CAEViT(BaseModule):
         wrong = sorted(set(global_blocks) - set(range(self.num_layers)))
         if wrong:
             raise ConfigError(f'global_blocks {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
-        self.window_size = window_size
+        self.window_size, self.global_blocks = window_size, tuple(global_blocks)
         windows = [None if depth in global_blocks else window_size for depth in range(self.num_layers)]
         if not -1 <= frozen_stages <= self.num_layers:
             raise ConfigError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
         self.frozen_stages = frozen_stages
         self.with_cp = with_cp
+        # What the checkpoint tells of the weights that are loaded.
+        self.view, self.origin = None, Origin()
 
         self.patch_embed = PatchEmbed(in_channels, self.embed_dims, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
@@ -141,6 +142,27 @@ class CAEViT(BaseModule):
         self.norm = nn.LayerNorm(self.embed_dims, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
         init_stack(self)
         self.freeze()
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """The description of this encoder that goes into its checkpoints."""
+        attention = self.blocks[0].attn
+        return EncoderSpec(
+            embed_dims=self.embed_dims,
+            num_layers=self.num_layers,
+            num_heads=attention.num_heads,
+            feedforward_channels=self.blocks[0].mlp.fc1.out_features,
+            img_size=tuple(cells * size for cells, size in zip(self.grid, self.patch_size, strict=True)),
+            patch_size=self.patch_size,
+            in_channels=self.patch_embed.proj.in_channels,
+            layer_scale=self.blocks[0].gamma_1 is not None,
+            use_rel_pos_bias=attention.bias_grid is not None,
+            window_size=self.window_size,
+            global_blocks=self.global_blocks,
+            final_norm=not isinstance(self.norm, nn.Identity),
+            view=self.view,
+            origin=self.origin,
+        )
 
     def encode(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         """The encoder of pretraining: latent representations of some patches, or of all.
@@ -271,25 +293,39 @@ class CAEViT(BaseModule):
             load_encoder(self, **source)
         self._is_init = True
 
-    def fit_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def fit_state_dict(self, state: Mapping[str, Tensor], spec: EncoderSpec | None = None) -> dict[str, Tensor]:
         """Make an encoder's state dict fit this one's image size and channels.
 
-        Position and bias tables are resized from their own square grid. A patch embedding of 3 channels is adapted to other numbers as
-        timm does: for one channel it is summed, so that a grey image gives what it gives as RGB; for more it is repeated and scaled by
+        Position and bias tables are resized from their own grid to this one's. A patch embedding of 3 channels is adapted to other numbers
+        as timm does: for one channel it is summed, so that a grey image gives what it gives as RGB; for more it is repeated and scaled by
         3 / in_channels, so that activations keep their size.
+
+        Args:
+            state: State dict of a CAEViT.
+            spec: Its description. Where there is none, a sin-cos table tells its grid, and a learned one of another length is taken to be
+                square.
+
+        Raises:
+            CheckpointError: The grid of a table is not known.
         """
         fitted = dict(state)
-        grids = {f'blocks.{i}.attn.relative_position_bias_table': block.attn.bias_grid for i, block in enumerate(self.blocks)}
-        for key, value in state.items():
-            if key == 'pos_embed' and value.shape[1] != self.pos_embed.shape[1]:
-                source = square_grid(value.shape[1] - 1, key)
-                patches = resize_position_table(value[:, 1:].float(), source, self.grid)
-                fitted[key] = torch.cat((value[:, :1].float(), patches), dim=1)
-            elif key == 'patch_embed.proj.weight' and value.shape[1] == 3 != self.patch_embed.proj.in_channels:
-                fitted[key] = adapt_input_conv(self.patch_embed.proj.in_channels, value)
-            elif grids.get(key) and len(value) != table_length(grids[key]):
-                side = square_grid(len(value) - CLS_ROWS, key)[0]
-                fitted[key] = resize_bias_table(value.float(), ((side + 1) // 2, (side + 1) // 2), grids[key])
+        table = state.get('pos_embed')
+        source = spec.grid if spec else self.grid if table is None else grid_of_table(table[:, 1:], self.grid)
+        if source is None:
+            raise unknown_grid('pos_embed', table.shape[1] - 1)
+        if table is not None and source != self.grid:
+            patches = resize_position_table(table[:, 1:].float(), source, self.grid)
+            fitted['pos_embed'] = torch.cat((table[:, :1].float(), patches), dim=1)
+        kernel = state.get('patch_embed.proj.weight')
+        if kernel is not None and kernel.shape[1] == 3 != self.patch_embed.proj.in_channels:
+            fitted['patch_embed.proj.weight'] = adapt_input_conv(self.patch_embed.proj.in_channels, kernel)
+        for number, block in enumerate(self.blocks):
+            key, wanted = f'blocks.{number}.attn.relative_position_bias_table', block.attn.bias_grid
+            if wanted and key in state:
+                made_for = bias_grid(state[key], source)
+                if made_for is None:
+                    raise unknown_grid(key, len(state[key]))
+                fitted[key] = resize_bias_table(state[key].float(), made_for, wanted) if made_for != wanted else state[key]
         return fitted
 
     def frozen_modules(self) -> list[nn.Module]:
@@ -314,15 +350,12 @@ class CAEViT(BaseModule):
         return self
 
 
-def square_grid(length: int, name: str) -> tuple[int, int]:
-    """The square grid with so many cells: what a table of another size is taken to be made for."""
-    side = math.isqrt(length)
-    if side * side != length:
-        raise CheckpointError(
-            f'{name} in the checkpoint was made for a grid of {length} cells that is not square, so it cannot be resized to this '
-            "model's: give the model the img_size of the pretraining."
-        )
-    return side, side
+def unknown_grid(name: str, length: int) -> CheckpointError:
+    """What to raise for a table that cannot be resized."""
+    return CheckpointError(
+        f'{name} in the checkpoint was made for a grid of {length} cells that is not square, and nothing tells which: '
+        'give the model the img_size of the pretraining'
+    )
 
 
 def resolve_arch(arch: str | dict) -> dict:

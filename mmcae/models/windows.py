@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..utils.errors import ConfigError
+from ..utils.open_sizes import is_open, is_recorded
 from .attention import attend
-from .open_sizes import is_open, is_recorded
 
 
 def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], window: int, bias: Tensor | None = None) -> Tensor:

@@ -3,6 +3,7 @@
 Exit code 0 if everything mmcae needs is there, else 1. It runs, above all, where `import mmcae` does not.
 """
 
+import functools
 import os
 import platform
 import shutil
@@ -24,12 +25,9 @@ def collect():
         ('C++ compiler', os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or 'none (only needed to compile mmcv)'),
     ]
     remedies = []
-    steps = [('unsafe loading', compat.refuse_unsafe_loading, lambda _: 'off')]
-    steps += [('OpenCV', compat.require_opencv, _opencv_version)]
+    steps = [('OpenCV', compat.require_opencv, _opencv_version)]
     for library in compat.LIBRARIES:
-        # torchvision comes after torch in that table, and everything after torchvision may import it.
-        check = compat.repair_torchvision if library == 'torchvision' else None
-        steps.append((library, lambda library=library, check=check: _import(library, check), _describe))
+        steps.append((library, functools.partial(compat.require, library), _describe))
     for name, check, describe in steps:
         try:
             found.append((name, describe(check())))
@@ -37,12 +35,6 @@ def collect():
             found.append((name, 'NOT USABLE'))
             remedies.append(str(error))
     return found, remedies
-
-
-def _import(library, first):
-    if first:
-        first()
-    return compat.require(library)
 
 
 def _opencv_version(_):

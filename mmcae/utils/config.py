@@ -120,6 +120,7 @@ def check_config(cfg):
             raise ConfigError(f'{cfg.filename} sets {name!r}, which nothing reads; did you mean {slips[0]!r}?')
     if 'model' not in cfg:
         raise ConfigError(f'{cfg.filename} has no `model`: is it a part that other configs build on (configs/_base_)?')
+    compat.check_environment()
     scope = cfg.get('default_scope', 'mmengine')
     scopes = {'mmengine', 'mmpretrain', 'mmdet', 'mmseg', 'mmcae'}
     if scope not in scopes:

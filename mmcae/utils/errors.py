@@ -152,10 +152,16 @@ def _message(error):
 
 
 def _explain_missing_library(error):
-    """For a library that some part of a config wants, and that is not there or does not fit the others."""
+    """For a library that is missing, broken or does not fit the others; what is wrong is looked for only now, since that takes seconds."""
+    from .. import compat
+
     name = (error.name or '').split('.')[0]
     if name == 'mmcae':
         return None
+    try:
+        compat.check_environment()
+    except DependencyError as reason:
+        return str(reason)
     if isinstance(error, ModuleNotFoundError) and name:
         return f'{error}, which something in the config or the command needs. Remedy: pip install {PACKAGES.get(name, name)}'
     return f'{type(error).__name__}: {error}. A library is missing, or does not fit the others: python -m mmcae.utils.collect_env'

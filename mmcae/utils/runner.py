@@ -7,7 +7,6 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dist import init_dist, is_distributed
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
 from .. import compat
@@ -50,6 +49,9 @@ def build_runner(cfg, launcher='none'):
         cfg.strategy = cfg.get('strategy') or ConfigDict(type='SingleDeviceStrategy' if cfg.launcher == 'none' else 'DDPStrategy')
         if cfg.strategy.get('type') in ('SingleDeviceStrategy', 'DDPStrategy', 'FSDPStrategy', 'DeepSpeedStrategy'):
             cfg.strategy.type = f'mmcae.{cfg.strategy.type}'  # with checkpoints that appear whole
+    from ..engine import Runner, reader
+
+    reader.register()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if runner.rank == 0:
         make_portable(runner)
@@ -168,7 +170,7 @@ def check_gpu_of_this_process():
 
 
 def distribute_over_cpus(cfg):
-    """Join the processes by gloo and have the model wrapped for it.
+    """Have the model wrapped for gloo, and for FlexibleRunner join the processes by it.
 
     Args:
         cfg (Config): Changed in place: its model_wrapper_cfg, and for FlexibleRunner the model_wrapper of its strategy.
@@ -197,34 +199,3 @@ def require_checkpoint(path):
     if path and not path.is_file() and first_piece(path) is None:
         there = [file.name for file in path.parent.glob('*.pth')] if path.parent.is_dir() else []
         raise CheckpointError(f'There is no checkpoint {path}{nearest(path.name, there)}')
-
-
-def refuse_other_models(runner):
-    """Have the runner refuse a checkpoint that does not fit its model, tensor by tensor; mmengine only warns and goes on with random
-    weights.
-
-    For testing and resuming, where the checkpoint has to be of this very model. Starting from other weights goes through
-    `init_cfg=dict(type='Pretrained', ...)` or `load_from` and has rules of its own.
-
-    Args:
-        runner (Runner): Changed in place.
-    """
-    load_checkpoint = runner.load_checkpoint
-
-    def load_strictly(filename, *args, **kwargs):
-        try:
-            return load_checkpoint(filename, *args, **dict(kwargs, strict=True))
-        except RuntimeError as error:
-            if 'do not match exactly' not in str(error):
-                raise
-            raise CheckpointError(
-                f'{filename} belongs to another model than {runner.cfg.filename} describes. {shortened(error)}'
-            ) from error
-
-    runner.load_checkpoint = load_strictly
-
-
-def shortened(error, most=400):
-    """What torch says of tensors that do not fit, in one line, no longer than `most` characters."""
-    text = ' '.join(str(error).split()).replace('The model and loaded state dict do not match exactly', '').strip()
-    return text if len(text) <= most else text[:most] + ' ...'

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import Runner, load_checkpoint
+from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
+from ..checkpoints import load_state, load_strictly
 from ..datasets import read_images_alike
 from ..utils.errors import CheckpointError, ConfigError
-from ..utils.runner import shortened
 from .sheet import enlarge, picture_sheet
 
 MIN_SIDE = 288  # the libraries' lines and letters are made for images of at least this size
@@ -26,9 +26,9 @@ def predict(cfg: Config, checkpoint: str | Path, samples: list[dict]) -> list:
     config.model.backbone.init_cfg = None
     model = MODELS.build(config.model).eval()
     try:
-        load_checkpoint(model, str(checkpoint), map_location='cpu', strict=True, logger='silent')
-    except RuntimeError as error:
-        raise CheckpointError(f'{checkpoint} belongs to another model than {cfg.filename} describes. {shortened(error)}') from error
+        load_strictly(model, load_state(checkpoint), str(checkpoint))
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint} belongs to another model than {cfg.filename} describes. {error}') from error
     batch = dict(inputs=[sample['inputs'] for sample in samples], data_samples=[sample['data_samples'] for sample in samples])
     with torch.inference_mode():
         return model.test_step(batch)

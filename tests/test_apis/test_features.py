@@ -11,9 +11,9 @@ from mmpretrain.registry import TRANSFORMS
 from PIL import Image
 
 from mmcae.apis import View, extract_features
-from mmcae.apis.features import normalization_of
 from mmcae.apis.images import load_image
 from mmcae.apis.view import IMAGENET_MEAN, IMAGENET_STD
+from mmcae.checkpoints import ViewSpec, metadata
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,30 +55,15 @@ def test_dropout_is_off_and_the_images_may_have_another_size(tiny_cae, images):
 
 def test_a_checkpoint_brings_its_own_normalisation(tiny_cae, images, tmp_path):
     model = tiny_cae()
-    config = 'model = dict(backbone=dict(arch=dict(num_heads=4)))\ndata_preprocessor = dict(mean=[100.0, 110, 120.0], std=[50, 60, 70])'
+    spec = model.backbone.spec.replaced(view=ViewSpec((100.0, 110.0, 120.0), (50.0, 60.0, 70.0), (64, 64)))
     checkpoint = tmp_path / 'checkpoint.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=config)), checkpoint)
+    torch.save(dict(state_dict=model.state_dict(), meta=metadata(spec)), checkpoint)
     wanted = by_hand(model.backbone.eval(), images[0], mean=(100, 110, 120), std=(50, 60, 70))
     np.testing.assert_allclose(extract_features(checkpoint, images[:1])[0], wanted, rtol=1e-4, atol=1e-4)
     # Arguments have the last word.
     other = extract_features(checkpoint, images[:1], mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0), out_type='avg_featmap')
     encoder = tiny_cae(backbone=dict(out_type='avg_featmap')).backbone.eval()
     np.testing.assert_allclose(other[0], by_hand(encoder, images[0], mean=(0, 0, 0), std=(255, 255, 255)), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    'text, found',
-    [
-        ('model = dict(data_preprocessor=dict(mean=[1.0, 2.0, 3.0], std=[4, 5, 6]))', dict(mean=(1.0, 2.0, 3.0), std=(4, 5, 6))),
-        ('data_preprocessor = dict(mean=[1.0, 2.0, 3.0])', dict(mean=(1.0, 2.0, 3.0))),
-        ('data_preprocessor = dict(mean=[0.5], std=read())', dict(mean=(0.5,))),
-        ('data_preprocessor = dict(mean=[], std=read())', {}),
-        ('x = 1', {}),
-    ],
-)
-def test_normalisation_in_a_config_text(text, found):
-    assert normalization_of(dict(meta=dict(cfg=text))) == found
-    assert normalization_of(dict(state_dict={})) == {}
 
 
 KINDS = {

@@ -1,14 +1,10 @@
-"""Models straight from a checkpoint: sizes from tensors, heads from arguments, the checkpoint's config, or 64 wide."""
-
-import argparse
+"""Models straight from a checkpoint: sizes from tensors, the rest from its description, the layout's rules, or arguments."""
 
 import pytest
 import torch
-from mmpretrain.models import BEiTViT
 
 from mmcae.apis import load_cae, load_encoder
-from mmcae.apis.load import config_of, config_section, head_count, timm_arguments
-from mmcae.checkpoints import to_mmpretrain, to_official
+from mmcae.checkpoints import metadata_of, read_weights, timm_arguments, to_mmpretrain, to_official
 from mmcae.models import CAE, CAEDecoder, CAEViT, LatentContextualRegressor
 from mmcae.utils.errors import CheckpointError
 
@@ -84,7 +80,7 @@ def test_released_large_model():
 
 
 def test_an_encoder_alone_is_not_enough(tiny_cae):
-    with pytest.raises(CheckpointError, match='has no regressor.mask_token, .* use load_encoder'):
+    with pytest.raises(CheckpointError, match='has no regressor.mask_token, .* encoder alone, use load_encoder'):
         load_cae(tiny_cae().backbone.state_dict(), **HEADS)
 
 
@@ -112,7 +108,7 @@ def test_load_encoder(tiny_cae, tmp_path):
 
 def test_incomplete_encoders(tiny_cae):
     state = tiny_cae().backbone.state_dict()
-    with pytest.raises(CheckpointError, match='the encoder has no pos_embed'):
+    with pytest.raises(CheckpointError, match='no whole encoder: pos_embed'):
         load_encoder({key: value for key, value in state.items() if key != 'pos_embed'}, num_heads=4)
     with pytest.raises(CheckpointError, match=r'missing: blocks\.1\.norm2\.weight'):
         load_encoder({key: value for key, value in state.items() if key != 'blocks.1.norm2.weight'}, num_heads=4)
@@ -121,127 +117,118 @@ def test_incomplete_encoders(tiny_cae):
 
 
 def test_grids_that_are_no_squares(tiny_cae):
-    """Tensors tell the number of patches, not the shape of the grid: the config or the user has to."""
-    source = tiny_cae(backbone=dict(img_size=(32, 64)))
-    with pytest.raises(CheckpointError, match='8 patches, which are no square.* give load_encoder the img_size'):
-        load_encoder(source.state_dict(), num_heads=4)
-    assert load_encoder(source.state_dict(), num_heads=4, img_size=(32, 64)).grid == (2, 4)
-    content = dict(state_dict=source.state_dict(), meta=dict(cfg="model = dict(backbone=dict(type='mmcae.CAEViT', img_size=(32, 64)))"))
-    assert load_cae(content, **HEADS).backbone.grid == (2, 4)
-    # A square number of patches is no square image for that.
-    source = tiny_cae(backbone=dict(img_size=(32, 128)))
-    content = dict(state_dict=source.state_dict(), meta=dict(cfg="model = dict(backbone=dict(type='mmcae.CAEViT', img_size=(32, 128)))"))
-    model = load_cae(content, **HEADS)
-    assert model.backbone.grid == (2, 8)
-    assert_same(model, source)
-    assert load_encoder(content, num_heads=4).grid == (2, 8)
+    """A sin-cos table tells its grid, whichever of several a number of patches could be; a learned one does not."""
+    for img_size, grid in (((32, 64), (2, 4)), ((32, 128), (2, 8)), ((128, 32), (8, 2)), ((64, 64), (4, 4))):
+        source = tiny_cae(backbone=dict(img_size=img_size))
+        assert load_encoder(source.state_dict(), num_heads=4).grid == grid
+        model = load_cae(source.state_dict(), **HEADS)
+        assert model.backbone.grid == grid
+        assert_same(model, source)
+    learned = tiny_cae(backbone=dict(img_size=(32, 64))).backbone.state_dict()
+    learned['pos_embed'] = torch.randn(1, 9, 48)
+    with pytest.raises(CheckpointError, match=r'8 patches, which are no square.* give img_size=\(height, width\)'):
+        load_encoder(learned, num_heads=4)
+    assert load_encoder(learned, num_heads=4, img_size=(32, 64)).grid == (2, 4)
 
 
-# ---------------------------------------------------------------- heads
+def test_a_learned_square_table_is_resized(tiny_cae):
+    learned = tiny_cae().backbone.state_dict()
+    learned['pos_embed'] = torch.randn(1, 17, 48)
+    model = load_encoder(learned, num_heads=4, img_size=(32, 96))
+    assert model.grid == (2, 6) and model.pos_embed.shape == (1, 13, 48)
 
 
-def test_head_count():
-    assert head_count(768, 768, 'num_heads') == 12  # 64 wide
-    assert head_count(1024, 1024, 'num_heads') == 16
-    assert head_count(1024, 1020, 'num_heads') == 12  # the released large model
-    assert head_count(48, 48, 'num_heads', given=4) == 4
-    assert head_count(48, 48, 'num_heads', told=6) == 6
-    assert head_count(48, 48, 'num_heads', given=4, told=6) == 4
-    assert head_count(1024, 1024, 'num_heads', told=12) == 16  # what the config says was not built
+# ---------------------------------------------------------------- heads, and what else tensors do not tell
 
 
-def test_heads_that_are_not_obvious_are_asked_for():
-    with pytest.raises(CheckpointError, match='none is obvious for a width of 48: give decoder_num_heads='):
-        head_count(48, 48, 'decoder_num_heads')
-    with pytest.raises(CheckpointError, match='5 heads do not fit a width of 48 with 48 inside the attention: give num_heads='):
-        head_count(48, 48, 'num_heads', given=5)
-    with pytest.raises(CheckpointError, match='100 heads do not fit'):
-        head_count(48, 48, 'num_heads', given=100)
+def test_own_checkpoints_need_no_arguments(tiny_cae):
+    model = tiny_cae(backbone=dict(img_size=(32, 128)))
+    content = dict(state_dict=model.state_dict(), meta=dict(epoch=3, **metadata_of(model)))
+    loaded = load_cae(content)
+    assert loaded.backbone.blocks[0].attn.num_heads == loaded.regressor.blocks[0].attn.num_heads == 4
+    assert loaded.backbone.spec.origin.method == 'CAE'
+    assert load_encoder(content).spec == loaded.backbone.spec
 
 
-def test_assumed_heads_are_said(capsys):
-    from mmengine.logging import MMLogger
+def test_arguments_against_the_checkpoint_are_refused(tiny_cae):
+    content = dict(state_dict=tiny_cae().state_dict(), meta=metadata_of(tiny_cae()))
+    with pytest.raises(CheckpointError, match='num_heads=6 was given, but the encoder in .* has 4: leave it out'):
+        load_encoder(content, num_heads=6)
+    with pytest.raises(CheckpointError, match='decoder_num_heads=6 was given, but .* has 4: leave it out'):
+        load_cae(content, decoder_num_heads=6)
 
-    MMLogger.get_instance('heads', log_level='INFO')
-    head_count(768, 768, 'num_heads')
-    captured = capsys.readouterr()
-    assert 'num_heads=12 is assumed, each 64 wide' in captured.out + captured.err
+
+def test_unknown_heads_are_asked_for(tiny_cae):
+    state = tiny_cae().state_dict()
+    with pytest.raises(CheckpointError, match=r'does not tell the number of heads of its encoder \(48 wide\).* give num_heads='):
+        load_encoder(state)
+    with pytest.raises(CheckpointError, match='heads of its regressor and decoder .* give decoder_num_heads='):
+        load_cae(state, num_heads=4)
+    with pytest.raises(CheckpointError, match='num_heads=5 does not fit an encoder 48 wide with 48 inside'):
+        load_encoder(state, num_heads=5)
+    with pytest.raises(CheckpointError, match='decoder_num_heads=100 does not fit a width of 48'):
+        load_cae(state, num_heads=4, decoder_num_heads=100)
+
+
+def test_checkpoints_from_before_descriptions(tiny_cae):
+    """They hold a text of their config, which is not read: what it told has to be given, and the message says so."""
+    text = "model = dict(backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64))"
+    content = dict(state_dict=tiny_cae().state_dict(), meta=dict(cfg=text))
+    with pytest.raises(CheckpointError, match='give num_heads='):
+        load_encoder(content)
+    assert load_encoder(content, num_heads=4).grid == (4, 4)
 
 
 @pytest.mark.parametrize(
-    ('backbone', 'heads'),
+    ('layout', 'arch', 'heads'),
     [
-        (dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_heads=4)), 4),
-        (dict(type='mmcae.CAEViT', arch='small'), 12),
-        (dict(type='CAEPretrainViT', arch='b'), 12),
-        (dict(type='CAEPretrainViT', arch='small'), BEiTViT.arch_zoo['small']['num_heads']),  # not our small
-        (dict(type='ResNet', depth=50), None),
+        ('official', 'tiny', 12),
+        ('official', 'small', 12),
+        ('official', 'base', 12),
+        ('official', 'large', 16),
+        ('mmcae', 'small', None),
+        ('mmcae', 'base', 12),
+        ('encoder', 'tiny', None),  # CAE's have 12, timm's BEiT of this size would have 3
+        ('encoder', 'large', 16),
+        ('plain', 'tiny', 3),
+        ('plain', 'small', 6),
+        ('plain', 'base', 12),
+        ('mmpretrain', 'small', 6),
+        ('mmpretrain', 'base', 12),
     ],
 )
-def test_heads_in_the_config(backbone, heads):
-    text = f'model = dict(type="CAE", backbone={backbone!r}, neck=dict(num_heads=6))\nlr = 1e-3\n'
-    found = config_of(dict(meta=dict(cfg=text)))
-    assert found.get('num_heads') == heads and found['decoder_num_heads'] == 6
-
-
-def test_own_runs_need_no_arguments(tiny_cae):
-    from mmengine.config import Config
-
-    config = dict(model=dict(type='mmcae.CAE', backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4)),
-                             neck=[dict(type='FPN')], decoder=dict(type='mmcae.CAEDecoder', num_heads=4)))  # fmt: skip
-    content = dict(state_dict=tiny_cae().state_dict(), meta=dict(cfg=Config(config).pretty_text, epoch=3))
-    model = load_cae(content)
-    assert model.backbone.blocks[0].attn.num_heads == model.regressor.blocks[0].attn.num_heads == 4
-    assert load_encoder(content).blocks[0].attn.num_heads == 4
+def test_heads_by_the_rules_of_a_layout(layout, arch, heads):
+    with torch.device('meta'):
+        state = {f'backbone.{key}': value for key, value in CAEViT(arch).state_dict().items()}
+        if layout == 'official':
+            state = to_official(state) | {'regresser.norm.weight': torch.zeros(1)}
+        elif layout == 'mmpretrain':
+            state = to_mmpretrain(state)
+        elif layout != 'mmcae':
+            state = {key.removeprefix('backbone.'): value for key, value in state.items()}
+        if layout == 'plain':
+            state = {key.replace('q_bias', 'qkv.bias'): value for key, value in state.items() if 'v_bias' not in key}
+            state = {key: torch.zeros(3 * len(value)) if 'qkv.bias' in key else value for key, value in state.items()}
+    assert read_weights(state).spec().num_heads == heads
 
 
 @torch.no_grad()
-def test_windows_are_in_the_config():
+def test_windows_are_in_the_description():
     """The encoder of a detector with windows has them as a feature extractor too: its tensors do not tell."""
-    from mmengine.config import Config
-
     backbone = dict(arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64, window_size=2, global_blocks=(1,))
     source = CAEViT(**backbone).eval()
-    config = Config(dict(model=dict(backbone=dict(type='mmcae.CAEViT', **backbone), neck=dict(type='mmcae.SimpleFeaturePyramid'))))
     state = {f'backbone.{name}': value for name, value in source.state_dict().items()}
-    model = load_encoder(dict(state_dict=state, meta=dict(cfg=config.pretty_text)))
+    model = load_encoder(dict(state_dict=state, meta=dict(encoder=source.spec.to_dict())))
     assert [block.attn.window for block in model.blocks] == [2, None, 2]
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(model(images), source(images))
 
 
-@pytest.mark.parametrize(('name', 'heads'), [('cae_base_patch16_224_8k_vocab', 12), ('cae_large_patch16_224_8k_vocab', 16)])
-def test_heads_of_the_authors_arguments(name, heads):
-    """Their arguments name the model; the decoder's heads among them are ignored by their code."""
-    found = config_of(dict(args=argparse.Namespace(model=name, decoder_num_heads=16)))
-    assert found == dict(num_heads=heads, decoder_num_heads=12)
-
-
-@pytest.mark.parametrize(
-    'text',
-    [
-        "import os; os.system('false')\nmodel = dict(backbone=dict(arch=os.system('false')))",
-        'model = __import__("os")',
-        'model = dict(**{"backbone": 1})',
-        'model = 3',
-        'model = [',
-        '(' * 10_000,
-        'model = dict(backbone=[1, 2], decoder=None)',
-        'model = {{}: 1, "backbone": {"arch": [{}]}}',
-        'model = dict(backbone=dict(arch=dict(num_heads="12"), img_size=(None, 3)))',
-        'model = dict(backbone=dict(window_size="14", global_blocks=(1,)))',
-        'model = dict(backbone=dict(window_size=14, global_blocks=3))',
-    ],
-)
-def test_config_text_is_never_run(text):
-    assert config_of(dict(meta=dict(cfg=text))) == {}
-
-
-def test_config_section():
-    text = "a = 1\nmodel = dict(x=1, y={'z': [1, 'two', None]}, f=open('x'), n=-1)\n"
-    assert config_section(text, 'model') == dict(x=1, y=dict(z=(1, 'two', None)), f=None, n=None)
-    assert config_section('b = 2', 'model') == {}
-    assert config_of({}) == {}
+def test_a_checkpoint_of_cae_v2_is_no_cae(tiny_cae):
+    state = to_official(tiny_cae(decoder=dict(num_layers=0)).state_dict())
+    state = {key: value for key, value in state.items() if not key.startswith('alignment_encoder.')}
+    with pytest.raises(CheckpointError, match='it is of CAE v2'):
+        load_cae(state, **HEADS)
 
 
 # ---------------------------------------------------------------- timm's arguments
@@ -250,17 +237,16 @@ def test_config_section():
 @pytest.mark.parametrize(('arch', 'name'), [('base', 'beit_base_patch16_224'), ('large', 'beit_large_patch16_224')])
 def test_names_in_timm(arch, name):
     with torch.device('meta'):
-        state = {f'backbone.{key}': value for key, value in CAEViT(arch).state_dict().items()}
+        spec = CAEViT(arch).spec
     wanted = dict(model_name=name, num_classes=0, global_pool='avg', use_abs_pos_emb=True, use_rel_pos_bias=False)
-    assert timm_arguments(state, pool='avg') == wanted
+    assert timm_arguments(spec, pool='avg') == wanted
 
 
 def test_what_timm_cannot_express():
-    for settings, heads in ((dict(final_norm=False, img_size=64), 4), (dict(patch_size=(16, 32), img_size=(64, 128)), 4)):
+    for settings in (dict(final_norm=False, img_size=64), dict(patch_size=(16, 32), img_size=(64, 128))):
         encoder = CAEViT(dict(embed_dims=48, num_layers=1, num_heads=4), **settings)
-        state = {f'backbone.{key}': value for key, value in encoder.state_dict().items()}
         with pytest.raises(CheckpointError, match="timm's BEiT has square patches"):
-            timm_arguments(state, heads)
+            timm_arguments(encoder.spec)
 
 
 def test_parts_have_the_defaults_of_base():

@@ -13,12 +13,12 @@ from mmpretrain.models import BEiTViT
 from reference.examples import example
 
 from mmcae.apis import load_cae, load_encoder
-from mmcae.checkpoints import encoder_of, read_checkpoint, to_mmpretrain, to_official
+from mmcae.checkpoints import encoder_of, load_state, metadata_of, to_mmpretrain, to_official
 from mmcae.models import CAEViT
+from mmcae.registry import MODELS
+from mmcae.utils.errors import CheckpointError
 
 TOOL = 'tools/model_converters/convert.py'
-CONFIG = "model = dict(backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64),\n"
-CONFIG += '    decoder=dict(num_heads=4))\n'
 IMAGES = torch.linspace(-2, 2, 2 * 3 * 64 * 64).sin().reshape(2, 3, 64, 64)
 
 
@@ -49,10 +49,12 @@ def convert(repository, monkeypatch, capsys):
 
 @pytest.fixture
 def source(tiny_cae, tmp_path):
-    """Our own pretraining checkpoint, with the config that a run leaves in it."""
+    """Our own pretraining checkpoint, with the description that a run leaves in it."""
     model = tiny_cae().eval()
+    views = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], second_mean=[0.0], second_std=[255.0])
+    model.data_preprocessor = MODELS.build(dict(type='mmcae.TwoViewPreprocessor', **views))
     path = tmp_path / 'source.pth'
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=CONFIG), optimizer=dict(state={})), path)
+    torch.save(dict(state_dict=model.state_dict(), meta=metadata_of(model), optimizer=dict(state={})), path)
     return model, path
 
 
@@ -72,10 +74,10 @@ def test_to_mmcae_and_official_and_back(convert, source, tmp_path, suffix):
     there, back = tmp_path / f'official{suffix}', tmp_path / f'back{suffix}'
     code, output = convert(path, there, '--to', 'official')
     assert code == 0 and 'source.pth: 131 tensors, mmcae' in output and '182 tensors, official' in output and 'Left out' not in output
-    assert equal(read_checkpoint(there), to_official(model.state_dict()))
+    assert equal(load_state(there), to_official(model.state_dict()))
     code, output = convert(there, back, '--to', 'mmcae')
     assert code == 0 and '182 tensors, official' in output and 'Left out: alignment_encoder (51)' in output
-    assert equal(read_checkpoint(back), model.state_dict())
+    assert equal(load_state(back), model.state_dict())
 
 
 def test_official_checkpoint_with_everything_in_it(convert, tmp_path):
@@ -96,12 +98,12 @@ def test_encoder_alone(convert, source, tmp_path):
     model, path = source
     code, output = convert(path, tmp_path / 'encoder.pth', '--to', 'encoder')
     assert code == 0 and 'Left out: pos_embed (1), regressor (' in output and 'decoder (' in output
-    assert equal(read_checkpoint(tmp_path / 'encoder.pth'), model.backbone.state_dict())
+    assert equal(load_state(tmp_path / 'encoder.pth'), model.backbone.state_dict())
     # An encoder alone can be converted further, whatever it is for.
     for target in ('mmcae', 'official', 'mmpretrain'):
         code, output = convert(tmp_path / 'encoder.pth', tmp_path / f'{target}.pth', '--to', target)
         assert code == 0 and 'Left out' not in output
-    assert equal(encoder_of(read_checkpoint(tmp_path / 'mmcae.pth')), model.backbone.state_dict())
+    assert equal(encoder_of(load_state(tmp_path / 'mmcae.pth')), model.backbone.state_dict())
 
 
 @pytest.mark.parametrize(('pool', 'out_type'), [('token', 'cls_token'), ('avg', 'avg_featmap')])
@@ -115,7 +117,7 @@ def test_timm_computes_the_same(convert, source, tmp_path, pool, out_type):
     torch.testing.assert_close(theirs(IMAGES), ours(IMAGES)[0], rtol=1e-5, atol=1e-5)
     # And back again.
     code, output = convert(tmp_path / 'timm.pth', tmp_path / 'back.pth', '--to', 'encoder')
-    assert code == 0 and equal(read_checkpoint(tmp_path / 'back.pth'), ours.state_dict())
+    assert code == 0 and equal(load_state(tmp_path / 'back.pth'), ours.state_dict())
 
 
 @torch.no_grad()
@@ -136,7 +138,7 @@ def test_timm_needs_the_heads(convert, source, tmp_path):
     model, _ = source
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     code, output = convert(tmp_path / 'bare.pth', tmp_path / 'x.pth', '--to', 'timm')
-    assert code == 2 and 'give num_heads' in output
+    assert code == 2 and 'give --num-heads' in output
     assert not (tmp_path / 'x.pth').exists()
 
 
@@ -167,10 +169,10 @@ def test_from_mmpretrain(convert, source, tmp_path):
     torch.save(dict(state_dict=theirs), tmp_path / 'mmpretrain.pth')
     code, output = convert(tmp_path / 'mmpretrain.pth', tmp_path / 'ours.pth', '--to', 'mmcae', '--from', 'mmpretrain')
     assert code == 0 and 'Left out: teacher (51), target_generator (1)' in output
-    assert equal(read_checkpoint(tmp_path / 'ours.pth'), model.state_dict())
+    assert equal(load_state(tmp_path / 'ours.pth'), model.state_dict())
     # The tokenizer inside is worth having: mmpretrain's own file of it is gone from the net.
     code, output = convert(tmp_path / 'mmpretrain.pth', tmp_path / 'dalle.pth', '--to', 'tokenizer')
-    assert code == 0 and equal(read_checkpoint(tmp_path / 'dalle.pth'), {'blocks.input.w': torch.ones(2)})
+    assert code == 0 and equal(load_state(tmp_path / 'dalle.pth'), {'blocks.input.w': torch.ones(2)})
     code, output = convert(tmp_path / 'ours.pth', tmp_path / 'none.pth', '--to', 'tokenizer')
     assert code == 2 and 'ours.pth holds no tokenizer' in output
 
@@ -186,7 +188,7 @@ def test_wrong_from(convert, source, tmp_path):
         ((), 'required: --to'),
         (('--to', 'jax'), "invalid choice: 'jax'"),
         (('--to', 'mmcae', '--pool', 'avg'), '--pool has no meaning with --to mmcae'),
-        (('--to', 'encoder', '--num-heads', '4'), '--num-heads has no meaning with --to encoder'),
+        (('--to', 'tokenizer', '--num-heads', '4'), '--num-heads, --prefix, --norm and --from have no meaning with --to tokenizer'),
     ],
 )
 def test_arguments_that_make_no_sense(convert, source, tmp_path, arguments, message):
@@ -222,7 +224,7 @@ def test_as_a_process(run_tool, source, tmp_path):
 def test_force(convert, source, tmp_path):
     (tmp_path / 'x.pth').write_text('mine')
     code, _ = convert(source[1], tmp_path / 'x.pth', '--to', 'encoder', '--force')
-    assert code == 0 and equal(read_checkpoint(tmp_path / 'x.pth'), source[0].backbone.state_dict())
+    assert code == 0 and equal(load_state(tmp_path / 'x.pth'), source[0].backbone.state_dict())
 
 
 def test_openai_pickle(convert, tmp_path, monkeypatch):
@@ -239,4 +241,43 @@ def test_openai_pickle(convert, tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, 'dall_e.encoder')
     code, output = convert(tmp_path / 'encoder.pkl', tmp_path / 'dalle.pth')
     assert code == 0 and "encoder.pkl: 2 tensors, OpenAI's" in output, output
-    assert equal(read_checkpoint(tmp_path / 'dalle.pth'), module.state_dict())
+    assert equal(load_state(tmp_path / 'dalle.pth'), module.state_dict())
+
+
+# ---------------------------------------------------------------- what tensors do not tell
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_the_description_stays_with_the_tensors(convert, source, tmp_path, suffix):
+    """Heads, grid, view and origin survive every way there and back."""
+    model, path = source
+    spec = load_encoder(path).spec
+    assert spec.num_heads == 4 and spec.origin.method == 'CAE' and spec.view.mean == (123.675, 116.28, 103.53)
+    previous = path
+    for target in ('mmcae', 'official', 'mmpretrain', 'encoder', 'timm', 'encoder'):
+        following = tmp_path / f'{target}_of_{previous.stem}{suffix}'
+        code, output = convert(previous, following, '--to', target)
+        assert code == 0, output
+        assert load_encoder(following).spec == spec
+        previous = following
+    assert load_cae(tmp_path / f'official_of_mmcae_of_source{suffix}').description == model.description | dict(target=None)
+
+
+def test_unknown_heads_are_said_and_asked_for(convert, tiny_cae, tmp_path):
+    torch.save(tiny_cae().backbone.state_dict(), tmp_path / 'bare.pth')
+    code, output = convert(tmp_path / 'bare.pth', tmp_path / 'x.safetensors', '--to', 'encoder')
+    assert code == 0 and 'The number of heads is not known' in output and '--num-heads' in output
+    with pytest.raises(CheckpointError, match='does not tell the number of heads of its encoder .* give num_heads='):
+        load_encoder(tmp_path / 'x.safetensors')
+    code, output = convert(tmp_path / 'bare.pth', tmp_path / 'y.safetensors', '--to', 'encoder', '--num-heads', 4)
+    assert code == 0 and load_encoder(tmp_path / 'y.safetensors').spec.num_heads == 4
+
+
+def test_one_of_several_models(convert, source, tmp_path):
+    model, _ = source
+    state = {f'module.backbone.{key}': value for key, value in model.backbone.state_dict().items()}
+    torch.save(dict(student=state, teacher=state, epoch=3), tmp_path / 'dino.pth')
+    code, output = convert(tmp_path / 'dino.pth', tmp_path / 'x.pth', '--to', 'encoder')
+    assert code == 2 and "has 2 encoders: 'student.', 'teacher.'" in output and 'prefix' in output
+    code, output = convert(tmp_path / 'dino.pth', tmp_path / 'x.pth', '--to', 'encoder', '--prefix', 'teacher.')
+    assert code == 0 and equal(load_state(tmp_path / 'x.pth'), model.backbone.state_dict())

@@ -117,7 +117,7 @@ def test_half_precision_weights(tiny_cae):
     [
         (dict(type='Xavier'), r"only dict\(type='Pretrained', checkpoint=PATH\)"),
         (dict(type='Pretrained'), 'needs `checkpoint`'),
-        (dict(type='Pretrained', checkpoint='x.pth', prefix='backbone.'), r"unknown: \['prefix'\]"),
+        (dict(type='Pretrained', checkpoint='x.pth', revise_keys=[]), r"unknown: \['revise_keys'\]"),
     ],
 )
 def test_bad_init_cfg(init_cfg, message):

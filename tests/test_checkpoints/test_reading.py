@@ -14,11 +14,10 @@ from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel
 
 from mmcae.checkpoints import (
-    detect_kind,
     load_state,
+    locate,
     read_checkpoint,
-    state_dict_of,
-    to_mmcae,
+    read_weights,
     to_mmpretrain,
     to_official,
     write_state_dict,
@@ -84,9 +83,9 @@ def test_code_is_never_run(tmp_path, new_format):
     torch.save(
         dict(state_dict=dict(w=torch.zeros(1)), meta=Malicious(target)), tmp_path / 'x.pth', _use_new_zipfile_serialization=new_format
     )
-    with pytest.raises(CheckpointError, match=r'refused \((posix|os|nt)\.system\): only tensors') as error:
+    with pytest.raises(CheckpointError, match=r'refused \((posix|os|nt)\.system\): only tensors'):
         read_checkpoint(tmp_path / 'x.pth')
-    assert not target.exists() and 'convert.py' in str(error.value)
+    assert not target.exists()
 
 
 def test_plain_pickles_are_refused(tmp_path):
@@ -99,7 +98,7 @@ def test_plain_pickles_are_refused(tmp_path):
 
 def test_whole_modules_are_refused(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / 'x.pth')
-    with pytest.raises(CheckpointError, match=r'refused \(torch\.nn\.modules\.linear\.Linear\): .* save the state_dict alone'):
+    with pytest.raises(CheckpointError, match=r'refused \(torch\.nn\.modules\.linear\.Linear\): .* Save the state_dict alone'):
         read_checkpoint(tmp_path / 'x.pth')
 
 
@@ -108,7 +107,7 @@ def test_the_authors_arguments_are_plain_data(tmp_path):
     args = argparse.Namespace(model='cae_base_patch16_224_8k_vocab', lr=1.5e-3, window_size=(14, 14))
     torch.save(dict(model=dict(w=torch.ones(2)), args=args, epoch=3), tmp_path / 'x.pth')
     content = read_checkpoint(tmp_path / 'x.pth')
-    assert content['args'].model == args.model and content['args'].window_size == (14, 14)
+    assert content['args'].attributes == vars(args)
     target = tmp_path / 'ran'
     torch.save(dict(model={}, args=argparse.Namespace(model=Malicious(target))), tmp_path / 'y.pth')
     with pytest.raises(CheckpointError, match='system'):
@@ -119,7 +118,8 @@ def test_the_authors_arguments_are_plain_data(tmp_path):
 def test_mmengines_logs_are_read(tmp_path):
     """A checkpoint of a training run holds its message hub: histories of losses."""
     torch.save(dict(state_dict=dict(w=torch.ones(2)), message_hub=dict(loss=HistoryBuffer([1.0], [1]))), tmp_path / 'x.pth')
-    assert read_checkpoint(tmp_path / 'x.pth')['message_hub']['loss'].current() == 1.0
+    record = read_checkpoint(tmp_path / 'x.pth')['message_hub']['loss']
+    assert record.attributes['_log_history'].tolist() == [1.0] and not isinstance(record, HistoryBuffer)
 
 
 def test_safetensors(tmp_path):
@@ -136,7 +136,7 @@ def test_writing(tmp_path, tiny_cae, suffix):
     state = to_official(tiny_cae().state_dict())
     path = tmp_path / 'new' / f'x{suffix}'
     write_state_dict(path, state)
-    assert equal(read_checkpoint(path), state)
+    assert equal(load_state(path), state)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -151,22 +151,22 @@ def test_unknown_suffix(tmp_path):
 @pytest.mark.parametrize('container', ['state_dict', 'model', 'module'])
 def test_containers(tiny_cae, container):
     state = dict(tiny_cae().state_dict())
-    assert equal(state_dict_of({container: state, 'optimizer': dict(state={}), 'epoch': 3}), state)
+    assert equal(load_state({container: state, 'optimizer': dict(state={}), 'epoch': 3}), state)
 
 
 def test_names_of_data_parallel(tiny_cae):
     state = tiny_cae().state_dict()
-    assert equal(state_dict_of({f'module.{key}': value for key, value in state.items()}), state)
-    assert equal(state_dict_of({f'module.module.{key}': value for key, value in state.items()}), state)
+    assert equal(load_state({f'module.{key}': value for key, value in state.items()}), state)
+    assert equal(load_state({f'module.module.{key}': value for key, value in state.items()}), state)
 
 
 def test_names_of_fsdp_compile_and_activation_checkpointing(tiny_cae):
     state = tiny_cae().state_dict()
     for wrapper in ('_fsdp_wrapped_module', '_orig_mod', '_checkpoint_wrapped_module'):
         wrapped = {f'{wrapper}.{key}': value for key, value in state.items()}
-        assert equal(state_dict_of(wrapped), state)
+        assert equal(load_state(wrapped), state)
         inside = {key.replace('blocks.0.', f'blocks.0.{wrapper}.'): value for key, value in wrapped.items()}
-        assert equal(state_dict_of(inside), state)
+        assert equal(load_state(inside), state)
 
 
 @pytest.mark.parametrize('average', [ExponentialMovingAverage, AveragedModel])
@@ -174,13 +174,13 @@ def test_averaged_models(tiny_cae, average):
     """Mmengine's EMA and torch's: their counters are not part of the model."""
     model = tiny_cae()
     averaged = average(model)
-    assert equal(to_mmcae(state_dict_of(averaged.state_dict())), model.state_dict())
+    assert equal(read_weights(averaged.state_dict()).state, model.state_dict())
 
 
 def test_real_wrappers(tiny_cae):
     model = tiny_cae()
-    assert equal(state_dict_of(torch.compile(model).state_dict()), model.state_dict())
-    assert equal(state_dict_of(torch.nn.DataParallel(model).state_dict()), model.state_dict())
+    assert equal(load_state(torch.compile(model).state_dict()), model.state_dict())
+    assert equal(load_state(torch.nn.DataParallel(model).state_dict()), model.state_dict())
 
 
 # ---------------------------------------------------------------- kinds
@@ -189,20 +189,21 @@ def test_real_wrappers(tiny_cae):
 def test_kinds(tiny_cae):
     state = tiny_cae().state_dict()
     theirs = to_mmpretrain(state)
-    assert detect_kind(state) == 'mmcae'
-    assert detect_kind(to_official(state)) == 'official'
-    assert detect_kind(theirs) == 'mmpretrain'
-    assert detect_kind(tiny_cae().backbone.state_dict()) == 'encoder'
-    assert detect_kind({k.removeprefix('backbone.'): v for k, v in theirs.items() if k.startswith('backbone.')}) == 'mmpretrain-encoder'
+    assert locate(state).kind == 'mmcae'
+    assert locate(to_official(state)).kind == 'official'
+    assert locate(theirs).kind == 'mmpretrain'
+    assert locate(tiny_cae().backbone.state_dict()).kind == 'encoder'
+    alone = {k.removeprefix('backbone.'): v for k, v in theirs.items() if k.startswith('backbone.')}
+    assert locate(alone).kind == 'mmpretrain-encoder'
 
 
 def test_unknown_kind():
     with pytest.raises(CheckpointError, match='keys begin with conv1.weight, fc.bias .* Known are those of mmcae'):
-        detect_kind({'conv1.weight': torch.zeros(1), 'fc.bias': torch.zeros(1)})
+        locate({'conv1.weight': torch.zeros(1), 'fc.bias': torch.zeros(1)})
 
 
 def test_kind_of_the_authors_layout():
-    assert detect_kind(example('cae')['state_dict']) == 'official'
+    assert locate(example('cae')['state_dict']).kind == 'official'
 
 
 def test_nothing_here_switches_the_protection_off(repository):

@@ -12,7 +12,7 @@ from mmcae.checkpoints import (
     convert_timm,
     encoder_of,
     left_out,
-    to_mmcae,
+    read_weights,
     to_mmpretrain,
     to_official,
     to_timm,
@@ -25,6 +25,11 @@ def assert_equal(found, wanted):
     assert set(found) == set(wanted)
     for key, value in wanted.items():
         assert torch.equal(found[key], value) and found[key].dtype == value.dtype, key
+
+
+def to_mmcae(state, norm=None):
+    """Under our names, whatever the layout."""
+    return read_weights(state, norm=norm).state
 
 
 def official_of(model):
@@ -151,8 +156,11 @@ def test_classifier_of_mmpretrain(tiny_cae):
 
 def test_two_norms_are_not_guessed_between(tiny_cae):
     state = to_mmpretrain(tiny_cae().state_dict())
-    with pytest.raises(CheckpointError, match=r"Two tensors .* 'backbone\.norm\.weight', one of them 'backbone\.ln2\.weight'"):
-        to_mmcae(state | {'backbone.ln2.weight': torch.ones(48)})
+    both = state | {'backbone.ln2.weight': torch.full((48,), 2.0), 'backbone.ln2.bias': torch.zeros(48)}
+    with pytest.raises(CheckpointError, match=r"two final norms, 'ln1' of all tokens and 'ln2' of their mean.* norm='ln1' or norm='ln2'"):
+        to_mmcae(both)
+    assert torch.equal(to_mmcae(both, 'ln1')['backbone.norm.weight'], state['backbone.ln1.weight'])
+    assert (to_mmcae(both, 'ln2')['backbone.norm.weight'] == 2).all()
 
 
 def test_backbone_of_mmpretrain_alone(tiny_cae):
@@ -199,7 +207,7 @@ def test_every_kind_comes_to_the_same(tiny_cae):
 
 def test_unknown_kind(tiny_cae):
     with pytest.raises(CheckpointError, match="Unknown kind of checkpoint 'jax', known are mmcae, official"):
-        to_mmcae(tiny_cae().state_dict(), 'jax')
+        read_weights(tiny_cae().state_dict(), kind='jax')
 
 
 def test_plain_vits_lose_nothing_that_matters():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmcae.checkpoints import read_checkpoint, state_dict_of
+from mmcae.checkpoints import load_state, read_checkpoint
 
 HELPERS = '''
 import json
@@ -150,7 +150,7 @@ class Run:
         if checkpoint.is_dir():
             checkpoint /= 'mp_rank_00_model_states.pt'
         self.checkpoint = read_checkpoint(checkpoint)
-        self.weights = state_dict_of(self.checkpoint)  # without the prefix that the flexible runner leaves
+        self.weights = load_state(self.checkpoint)  # without the prefix that the flexible runner leaves
         (scalars,) = folder.glob('*/vis_data/scalars.json')
         self.logged = [json.loads(line) for line in scalars.read_text().splitlines()]
         self.ranks = [json.loads(folder.with_suffix(f'.rank{rank}.json').read_text()) for rank in range(processes)]

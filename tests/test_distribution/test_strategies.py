@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from mmcae.checkpoints import read_checkpoint
+from mmcae.checkpoints import load_state, read_checkpoint
 from mmcae.compat import has_accelerator
 
 pytestmark = pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
@@ -28,14 +28,14 @@ def test_averaged_weights_are_what_a_checkpoint_gives(train, whole, fork_tool, t
     source, converted = averaged.folder / 'epoch_2.pth', tmp_path / 'encoder.pth'
     code, output = fork_tool('tools/model_converters/convert.py', source, converted, '--to', 'encoder')
     assert code == 0, output
-    encoder = read_checkpoint(converted)
+    encoder = load_state(converted)
     assert len(encoder) > 20 and all(torch.equal(value, averaged.weights[f'backbone.{name}']) for name, value in encoder.items())
 
 
 def test_the_average_is_exponential(train):
     """Saved after each epoch of one step: average' = 0.8 average + 0.2 weights."""
     run = train('averaged', 'train_dataloader.batch_size=24', config='ema.py')
-    first, second = (torch.load(run.folder / f'epoch_{epoch}.pth', weights_only=True) for epoch in (1, 2))
+    first, second = (read_checkpoint(run.folder / f'epoch_{epoch}.pth') for epoch in (1, 2))
     name = 'backbone.blocks.0.attn.qkv.weight'
     expected = 0.8 * first['state_dict'][name] + 0.2 * second['ema_state_dict'][f'module.{name}']
     torch.testing.assert_close(second['state_dict'][name], expected)

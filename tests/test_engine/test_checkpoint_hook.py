@@ -9,6 +9,7 @@ import torch
 from mmengine.fileio import FileClient, LocalBackend, register_backend
 from mmengine.logging import MessageHub
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
+from torch import nn
 
 from mmcae.engine import CheckpointHook, EpochBasedTrainLoop, SingleDeviceStrategy
 from mmcae.utils.errors import CheckpointError, ConfigError
@@ -21,7 +22,8 @@ def runner(tmp_path):
     def make(loop):
         logger = SimpleNamespace(info=lambda *_: None)
         loop = loop.__new__(loop)
-        return SimpleNamespace(work_dir=str(tmp_path), train_loop=loop, logger=logger, epoch=1, iter=6, message_hub=MessageHub('test'))
+        state = dict(work_dir=str(tmp_path), epoch=1, iter=6, model=nn.Linear(1, 1))
+        return SimpleNamespace(train_loop=loop, logger=logger, message_hub=MessageHub('test'), **state)
 
     return make
 

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 from mmengine.dataset import DefaultSampler
-from mmengine.runner import Runner
 from torch.utils.data import TensorDataset
 
-from mmcae.engine import WarmupCosineLR
+from mmcae.engine import Runner, WarmupCosineLR
 from mmcae.registry import PARAM_SCHEDULERS
 from mmcae.utils.errors import ConfigError
 

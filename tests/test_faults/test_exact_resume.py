@@ -54,7 +54,7 @@ def test_epochs(start, stopping, read, differences, tmp_path, processes):
     assert not list(tmp_path.glob('parts/recovery_*'))  # the last checkpoint holds the end
 
     whole, parts = read(tmp_path / 'whole/epoch_3.pth'), read(tmp_path / 'parts/epoch_3.pth')
-    losses = whole['message_hub']['log_scalars']['train/loss'].data[0].tolist()
+    losses = whole['message_hub']['log_scalars']['train/loss']['history'].tolist()
     assert len(losses) == 3 * length == len(set(losses))
     assert 'ema_state_dict' in whole and differences(whole, parts) == []
 
@@ -76,7 +76,7 @@ def test_iterations(start, variant, stopping, read, differences, tmp_path, sampl
     assert ended(start('--resume', config=stopping(10, text=text), work_dir=twice, **settings)) == [143]
     assert ended(start('--resume', config=config, work_dir=twice, **settings)) == [0] == ended(last)
     once, twice = read(once / 'iter_16.pth'), read(twice / 'iter_16.pth')
-    losses = once['message_hub']['log_scalars']['train/loss'].data[0].tolist()
+    losses = once['message_hub']['log_scalars']['train/loss']['history'].tolist()
     assert len(losses) == 16 == len(set(losses))
     assert differences(once, twice) == []
 

@@ -53,5 +53,5 @@ def test_kills_at_random_moments(start, read, differences, tmp_path):
     assert killed.wait() == 0 == straight.wait(), killed.text
     assert not list(run.glob('recovery_*')) + list(run.glob('*.partial'))
     straight, killed = read(tmp_path / f'straight/epoch_{epochs}.pth'), read(run / f'epoch_{epochs}.pth')
-    assert killed['meta']['iter'] == 6 * epochs == len(killed['message_hub']['log_scalars']['train/loss'].data[0])
+    assert killed['meta']['iter'] == 6 * epochs == len(killed['message_hub']['log_scalars']['train/loss']['history'])
     assert differences(straight, killed) == []

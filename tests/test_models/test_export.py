@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.export import Dim
 
+from mmcae.checkpoints.tables import resize_position_table
 from mmcae.models import CAEViT
-from mmcae.models.layers import resize_position_table
-from mmcae.models.open_sizes import resize_to_open_grid
 from mmcae.models.relative_position import relative_position_bias, relative_position_index
 from mmcae.utils.errors import ConfigError
+from mmcae.utils.open_sizes import resize_to_open_grid
 
 # (batch, height, width): the encoder's own size among them.
 BATCHES = [(2, 64, 64), (5, 64, 64), (1, 64, 64)]

@@ -7,6 +7,7 @@ import torch
 from timm.layers import DropPath
 from torch import nn
 
+from mmcae.checkpoints.tables import resize_position_table, sincos_position_table
 from mmcae.models import CAEViT, LatentContextualRegressor
 from mmcae.models.layers import (
     Block,
@@ -16,8 +17,6 @@ from mmcae.models.layers import (
     init_stack,
     layer_scale,
     pick,
-    resize_position_table,
-    sincos_position_table,
     trunc_normal_,
 )
 

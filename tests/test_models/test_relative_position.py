@@ -3,18 +3,19 @@
 import pytest
 import torch
 
-from mmcae.models.relative_position import relative_position_bias, relative_position_index, resize_bias_table, table_length
+from mmcae.checkpoints.tables import bias_table_length, resize_bias_table
+from mmcae.models.relative_position import relative_position_bias, relative_position_index
 
 
 def test_table_length():
-    assert table_length((14, 14)) == 27 * 27 + 3
-    assert table_length((2, 5)) == 3 * 9 + 3
+    assert bias_table_length((14, 14)) == 27 * 27 + 3
+    assert bias_table_length((2, 5)) == 3 * 9 + 3
 
 
 @pytest.mark.parametrize('grid', [(3, 3), (2, 5), (4, 1)])
 def test_bias_depends_on_the_offset_alone(grid):
     height, width = grid
-    table = torch.randn(table_length(grid), 2)
+    table = torch.randn(bias_table_length(grid), 2)
     bias = relative_position_bias(table, grid, grid)
     assert bias.shape == (2, 1 + height * width, 1 + height * width)
     for i in range(height * width):
@@ -28,7 +29,7 @@ def test_bias_depends_on_the_offset_alone(grid):
 
 
 def test_every_row_is_used():
-    assert relative_position_index(3, 4, torch.device('cpu')).unique().tolist() == list(range(table_length((3, 4))))
+    assert relative_position_index(3, 4, torch.device('cpu')).unique().tolist() == list(range(bias_table_length((3, 4))))
 
 
 def test_index_agrees_with_timm():
@@ -40,10 +41,10 @@ def test_index_agrees_with_timm():
 
 
 def test_other_grids_resize_the_table():
-    table = torch.randn(table_length((4, 4)), 3)
+    table = torch.randn(bias_table_length((4, 4)), 3)
     assert resize_bias_table(table, (4, 4), (4, 4)) is table
     resized = resize_bias_table(table, (4, 4), (6, 3))
-    assert resized.shape == (table_length((6, 3)), 3)
+    assert resized.shape == (bias_table_length((6, 3)), 3)
     assert torch.equal(resized[-3:], table[-3:])
     torch.testing.assert_close(relative_position_bias(table, (4, 4), (6, 3)), relative_position_bias(resized, (6, 3), (6, 3)))
     # The offset zero is the centre of both tables, and stays where it is.
@@ -51,5 +52,5 @@ def test_other_grids_resize_the_table():
 
 
 def test_constant_tables_stay_constant():
-    table = torch.ones(table_length((3, 3)), 1)
-    torch.testing.assert_close(resize_bias_table(table, (3, 3), (5, 8)), torch.ones(table_length((5, 8)), 1))
+    table = torch.ones(bias_table_length((3, 3)), 1)
+    torch.testing.assert_close(resize_bias_table(table, (3, 3), (5, 8)), torch.ones(bias_table_length((5, 8)), 1))

@@ -5,9 +5,9 @@ import torch
 from mmpretrain.structures import DataSample
 
 from mmcae.apis import load_cae, load_encoder
-from mmcae.checkpoints import load_strictly
+from mmcae.checkpoints import load_strictly, metadata_of
+from mmcae.checkpoints.tables import sincos_position_table
 from mmcae.models import CAE, CAEViT, TwoViewPreprocessor
-from mmcae.models.layers import sincos_position_table
 from mmcae.registry import MODELS
 from mmcae.utils.errors import CheckpointError, ConfigError
 
@@ -52,10 +52,7 @@ def test_pretraining(grid, patch, channels, tmp_path):
         optimizer.step()
     assert losses[-1] < losses[0]
 
-    # A square can be told from the tables; for other grids the checkpoint's config tells the size.
-    meta = dict(cfg=f"model = dict(type='mmcae.CAE', backbone=dict(type='mmcae.CAEViT', img_size={img_size}, arch=dict(num_heads=2)), "
-                'decoder=dict(num_heads=2))')  # fmt: skip
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / 'cae.pth')
+    torch.save(dict(state_dict=model.state_dict(), meta=metadata_of(model)), tmp_path / 'cae.pth')
     loaded = load_cae(tmp_path / 'cae.pth').eval()
     images, mask = model.eval().data_preprocessor(data)['inputs'][0], torch.stack([one.mask for one in data['data_samples']])
     for name, value in model.predict(images, mask).items():

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from mmcae.checkpoints.tables import sincos_position_table
 from mmcae.models import CAEViT
-from mmcae.models.layers import pick, sincos_position_table
+from mmcae.models.layers import pick
 from mmcae.models.vit import PatchEmbed
 from mmcae.utils.errors import CheckpointError
 
@@ -338,5 +339,7 @@ def test_pretrained_for_another_grid_with_bias_tables(tmp_path):
 
 def test_tables_of_unknown_shape_are_not_guessed():
     state = make(img_size=(32, 64)).state_dict()
+    assert make(img_size=96).fit_state_dict(state)['pos_embed'].shape == make(img_size=96).pos_embed.shape  # the sin-cos table tells it
+    state['pos_embed'] = torch.randn_like(state['pos_embed'])
     with pytest.raises(CheckpointError, match='pos_embed .* grid of 8 cells that is not square'):
         make(img_size=96).fit_state_dict(state)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mmcae.checkpoints import load_strictly
+from mmcae.checkpoints.tables import bias_table_length, resize_bias_table
 from mmcae.models import CAEViT
 from mmcae.models.layers import SelfAttention
-from mmcae.models.relative_position import relative_position_bias, relative_position_index, resize_bias_table, table_length
+from mmcae.models.relative_position import relative_position_bias, relative_position_index
 from mmcae.models.windows import inside, merge, split, window_attention
 from mmcae.utils.errors import ConfigError
 from mmcae.visualization.attention import attention_maps
@@ -47,7 +48,7 @@ def test_attention_in_windows(grid, with_bias):
     q, k, v = torch.randn(3, 2, 2, 1 + grid[0] * grid[1], 4, dtype=torch.float64)
     bias = None
     if with_bias:
-        bias = relative_position_bias(torch.randn(table_length((3, 3)), 2, dtype=torch.float64), (3, 3), (3, 3))
+        bias = relative_position_bias(torch.randn(bias_table_length((3, 3)), 2, dtype=torch.float64), (3, 3), (3, 3))
     torch.testing.assert_close(window_attention(q, k, v, grid, 3, bias), slow_window_attention(q, k, v, grid, 3, bias))
 
 
@@ -168,7 +169,7 @@ def test_mixed_precision():
 def test_relative_position_bias_is_learnt_for_a_window():
     model = make(window_size=3, global_blocks=(3,), use_rel_pos_bias=True)
     tables = [block.attn.relative_position_bias_table for block in model.blocks]
-    assert [len(table) for table in tables] == [table_length((3, 3))] * 3 + [table_length((4, 6))]
+    assert [len(table) for table in tables] == [bias_table_length((3, 3))] * 3 + [bias_table_length((4, 6))]
     # A checkpoint for other windows and another image: each table is resized to its own block's.
     source = make(64, window_size=2, global_blocks=(3,), use_rel_pos_bias=True)
     load_strictly(model, source.state_dict(), 'test')

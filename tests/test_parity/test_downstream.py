@@ -5,8 +5,8 @@ import torch
 from reference import golden
 
 from mmcae.checkpoints import load_strictly
+from mmcae.checkpoints.tables import resize_position_table
 from mmcae.models import CAEViT, DeconvPyramid
-from mmcae.models.layers import resize_position_table
 
 # The maps are float32 results of another order of summation.
 FLOAT32 = dict(rtol=1e-5, atol=1e-5)

@@ -8,10 +8,9 @@ from mmengine.structures import PixelData
 from mmseg.models import SegTTAModel
 from mmseg.structures import SegDataSample
 
-from mmcae.checkpoints import read_checkpoint
+from mmcae.checkpoints import metadata_of, read_checkpoint
+from mmcae.checkpoints.tables import resize_bias_table, resize_position_table
 from mmcae.models import CAEViT
-from mmcae.models.layers import resize_position_table
-from mmcae.models.relative_position import resize_bias_table
 from mmcae.utils.errors import CheckpointError
 
 from .conftest import CLASSES, ENCODER, SIDE
@@ -76,10 +75,13 @@ def test_other_crop_at_load_time(segmentor, tmp_path):
         torch.testing.assert_close(new, resize_bias_table(old, (6, 6), (4, 8)))
     old, new = first.backbone.pos_embed, second.backbone.pos_embed
     torch.testing.assert_close(new[:, 1:], resize_position_table(old[:, 1:], (6, 6), (4, 8)))
-    # From a crop that is not square there is no telling its sides: the way out is named.
+    # A resized table does not tell its sides, if it is not square: the description does, and without it the way out is named.
     torch.save(dict(state_dict=second.state_dict()), path)
-    with pytest.raises(CheckpointError, match='grid of 32 cells that is not square'):
+    with pytest.raises(CheckpointError, match='32 patches, which are no square, and nothing tells their grid'):
         segmentor(model__backbone__init_cfg__checkpoint=str(path))
+    torch.save(dict(state_dict=second.state_dict(), meta=metadata_of(second)), path)
+    third = segmentor(model__backbone__init_cfg__checkpoint=str(path))
+    torch.testing.assert_close(third.backbone.pos_embed[:, 1:], resize_position_table(new[:, 1:], (4, 8), (6, 6)))
 
 
 def test_checkpoint_has_to_fit(segmentor, tmp_path):

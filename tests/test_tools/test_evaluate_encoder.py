@@ -88,7 +88,8 @@ def test_names_are_checked():
 def test_imagenet_configs_follow_the_width_and_use_all_gpus(repository, tmp_path):
     for width, size in ((768, 'base'), (1024, 'large')):
         path = tmp_path / f'{size}.pth'
-        torch.save({'blocks.0.attn.qkv.weight': torch.zeros(1), 'cls_token': torch.zeros(1, 1, width)}, path)
+        stub = {'blocks.0.attn.qkv.weight': torch.zeros(1), 'patch_embed.proj.weight': torch.zeros(1)}
+        torch.save(stub | {'cls_token': torch.zeros(1, 1, width)}, path)
         protocols = core.protocols_for('imagenet', str(path))
         assert all(f'vit-{size}-' in protocol.config for protocol in protocols)
         options = core.split_options(['randomness.seed=2'], protocols)

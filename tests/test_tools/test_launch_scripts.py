@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
+from mmcae.checkpoints import read_checkpoint
 from mmcae.compat import has_accelerator
 from mmcae.utils.errors import ConfigError
 from mmcae.utils.runner import TORCHRUN, check_gpu_of_this_process, infer_launcher
@@ -71,7 +71,7 @@ def test_two_processes_train_and_test(classification_config, run_tool, tmp_path)
     assert 'Effective batch size 8 (2 processes x 4 images x 1 accumulated), lr 0.001' in output
     assert output.count('Effective batch size') == 1
     assert '1 synchronised batch norms compute the statistics of each process alone' in output
-    assert 'Epoch(train) [2][1/1]' in output and torch.load(folder / 'epoch_2.pth', weights_only=True)['meta']['iter'] == 2
+    assert 'Epoch(train) [2][1/1]' in output and read_checkpoint(folder / 'epoch_2.pth')['meta']['iter'] == 2
 
     resumed = ('--resume', '--cfg-options', 'train_cfg.max_epochs=3')
     code, output = run_tool('tools/dist_train.sh', classification_config, 2, '--work-dir', folder, *resumed)
@@ -122,7 +122,7 @@ def test_two_machines(classification_config, repository, tmp_path):
     outputs = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], '\n'.join(outputs)
     assert 'Effective batch size 8 (2 processes' in outputs[0] and 'Effective batch size' not in outputs[1]
-    assert torch.load(folder / 'epoch_2.pth', weights_only=True)['meta']['iter'] == 2
+    assert read_checkpoint(folder / 'epoch_2.pth')['meta']['iter'] == 2
 
 
 @pytest.mark.parametrize(

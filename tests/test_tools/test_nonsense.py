@@ -148,6 +148,7 @@ train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
         return self['folder'] / 'codebook.pth'
 
     def model(self, width=96, name='cae.pth'):
+        from mmcae.checkpoints import metadata_of
         from mmcae.models import CAE
 
         latent = dict(embed_dims=width, num_heads=4, num_layers=1, layer_scale_init_value=0.05)
@@ -157,7 +158,10 @@ train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
             regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=width, **latent),
             decoder=dict(type='mmcae.CAEDecoder', num_outputs=64, **latent),
         )
-        meta, optimizer = dict(epoch=0, iter=1, cfg=''), dict(state={}, param_groups=[dict(params=[0], lr=1e-3, initial_lr=1e-3)])
+        meta, optimizer = (
+            dict(epoch=0, iter=1, cfg='', **metadata_of(model)),
+            dict(state={}, param_groups=[dict(params=[0], lr=1e-3, initial_lr=1e-3)]),
+        )
         content = dict(state_dict=model.state_dict(), meta=meta, message_hub={}, optimizer=optimizer, param_schedulers=[])
         torch.save(content, self['folder'] / name)
         return self['folder'] / name
@@ -326,7 +330,7 @@ TRAIN = {
         'arch',
     ),
     '{cae} --cfg-options model.backbone.init_cfg.type=Pretrained model.backbone.init_cfg.checkpoint={strange_layout}': (
-        'no CAE checkpoint of a known layout',
+        'holds no encoder of a known layout',
         'conv',
     ),
     '{cae} --cfg-options model.backbone.init_cfg.type=Constant': ("only dict(type='Pretrained', checkpoint=PATH)",),
@@ -359,7 +363,7 @@ TEST = {
     '{classification_config} {checkpoint}': ('cae.pth belongs to another model',),
     '{classification_config} {truncated}': ('truncated.pth is damaged',),
     '{classification_config} {code}': ('code.pth was refused', 'can run code'),
-    '{classification_config} {classification_config}': ('tiny_classifier.py was refused',),
+    '{classification_config} {classification_config}': ('tiny_classifier.py is damaged or no checkpoint',),
     '{classification_config} {no_tensors}': ('no_tensors.pth', 'another model'),
     '{classification_config} {checkpoint} --out predictions.txt': ('name a .pkl file',),
     '{classification_config} {checkpoint} --out {images}': ('images is a folder', 'name a file in it'),
@@ -385,8 +389,8 @@ CONVERT = {
     '{code} x.pth --to mmcae': ('code.pth was refused', 'can run code'),
     '{code_pickle} x.pth': ('code.pkl', 'system'),
     '{no_tensors} x.pth --to mmcae': ('no_tensors.pth holds no tensors',),
-    '{strange_layout} x.pth --to mmcae': ('strange.pth is no CAE checkpoint of a known layout', 'conv'),
-    '{codebook} x.pth --to encoder': ('no CAE checkpoint of a known layout',),
+    '{strange_layout} x.pth --to mmcae': ('strange.pth holds no encoder of a known layout', 'conv'),
+    '{codebook} x.pth --to encoder': ('holds no encoder of a known layout',),
     '{checkpoint} x.pth --to tokenizer': ('holds no tokenizer',),
     '{checkpoint} x.pth --to mmcae --from official': ('belongs to no known part of CAE',),
     '{checkpoint} {codebook} --to mmcae': ('codebook.pth exists', '--force'),
@@ -463,13 +467,13 @@ OTHERS = {
     'visualization/reconstruct.py {cae} {checkpoint} {image} --img-size 33 33': ('33x33', 'multiple of the patch size'),
     'visualization/attention.py {checkpoint} {image} --block 99': ('99', 'block'),
     'visualization/attention.py {checkpoint} {image} --num-heads 7': ('7', 'heads'),
-    'visualization/attention.py {codebook} {image}': ('no CAE checkpoint of a known layout',),
+    'visualization/attention.py {codebook} {image}': ('holds no encoder of a known layout',),
     'visualization/attention.py {checkpoint} {image} --out x': ('--out x: the name must end in .png',),
     'visualization/attention.py {checkpoint} {image} --out {text}/x.png': ('notes.txt is a file',),
     'visualization/attention.py {checkpoint} {image} --img-size 0 0': ('--img-size 0: expected a number, at least 1',),
     'visualization/attention.py {checkpoint} {image} --num-heads 0': ('--num-heads 0',),
     'visualization/attention.py {checkpoint} {images}': ('images is a folder',),
-    'visualization/attention.py {image} {image}': ('000.jpg was refused',),
+    'visualization/attention.py {image} {image}': ('000.jpg is damaged or no checkpoint',),
     'visualization/predictions.py {detection_config} {checkpoint} --count 0': ('--count 0: expected a number, at least 1',),
     'visualization/predictions.py {detection_config} {checkpoint} --min-score nan': ('--min-score nan',),
     'visualization/predictions.py {detection_config} {checkpoint}': ('cae.pth belongs to another model than',),

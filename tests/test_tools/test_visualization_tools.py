@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmcae.checkpoints import metadata_of
 from mmcae.models.tokenizers import PatchCodebook
 
 CONFIG = """
@@ -32,7 +33,7 @@ def pretrained(tiny_cae, tmp_path):
     torch.save(dict(state_dict=tokenizer.state_dict()), tmp_path / 'tokenizer.pth')
     config = CONFIG.format(tokenizer=str(tmp_path / 'tokenizer.pth'))
     (tmp_path / 'config.py').write_text(config)
-    torch.save(dict(state_dict=tiny_cae().state_dict(), meta=dict(cfg=config)), tmp_path / 'cae.pth')
+    torch.save(dict(state_dict=tiny_cae().state_dict(), meta=metadata_of(tiny_cae())), tmp_path / 'cae.pth')
     return tmp_path / 'config.py', tmp_path / 'cae.pth'
 
 
@@ -66,7 +67,7 @@ def test_attention(pretrained, image_folder, run_tool, tmp_path):
     assert sheet.shape[1] == 6 + 6 * 150  # image, mean, four heads
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
     code, output = run_tool('tools/visualization/attention.py', pretrained[1], images[0], '--out', out, '--num-heads', '5')
-    assert code == 2 and '5 heads do not fit' in output
+    assert code == 2 and 'num_heads=5 was given' in output
 
 
 def test_plot_curves(run_tool, tmp_path):

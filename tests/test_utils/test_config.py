@@ -205,7 +205,8 @@ def test_broken_config_is_named(tmp_path, text, message):
 
 def test_missing_library_of_the_scope(config, monkeypatch):
     def missing(library):
-        raise DependencyError(f'{library} is not installed')
+        if library == 'mmseg':
+            raise DependencyError(f'{library} is not installed')
 
     monkeypatch.setattr(compat, 'require', missing)
     with pytest.raises(DependencyError, match='mmseg is not installed'):

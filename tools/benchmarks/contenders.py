@@ -36,7 +36,7 @@ def build_all(args, contenders, tokenizer):
         models[name] = build(args, **how, tokenizer=tokenizer)
         model = models[name][0]
         if how['ours']:
-            load_strictly(model, to_mmcae(state), THEIRS)
+            load_strictly(model, to_mmcae(state, 'mmpretrain'), THEIRS)
         else:
             model.load_state_dict(state)
     return models

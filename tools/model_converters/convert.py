@@ -4,12 +4,11 @@
     python tools/model_converters/convert.py work_dirs/NAME/epoch_300.pth encoder.safetensors --to timm --pool avg
     python tools/model_converters/convert.py encoder.pkl data/tokenizers/dalle_encoder.pth
 
-The layout of SRC is recognised by its keys; any checkpoint of the known layouts will do, whole or with an encoder alone. DST gets tensors
-only. Nothing in SRC is executed. docs/checkpoints.md has more.
+The layout of SRC is recognised by its keys; any checkpoint of the known layouts will do, whole or with an encoder alone. DST gets the
+tensors and a description of the encoder. Nothing in SRC is executed. docs/checkpoints.md has more.
 """
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 TARGETS = {
@@ -30,13 +29,15 @@ def parse_args():
     targets = '; '.join(f'{name}: {text}' for name, text in TARGETS.items())
     parser.add_argument('--to', choices=TARGETS, help=f'{targets} (the default where SRC ends in .pkl)')
     parser.add_argument('--from', dest='kind', choices=KINDS, help='the layout of SRC, where its keys do not tell')
+    parser.add_argument('--prefix', default='', help="which model of SRC, where it has several: what its names begin with, as 'teacher.'")
+    parser.add_argument('--norm', help="which final norm of SRC, where it has two: 'norm' or 'fc_norm', 'ln1' or 'ln2'")
     parser.add_argument(
         '--pool',
         choices=('token', 'avg'),
         help="which features a classifier will take from timm's or mmpretrain's model, since their names of the norm depend on it: the cls "
         'token (token, the default) or the mean over the patches (avg)',
     )
-    parser.add_argument('--num-heads', type=int, help="heads of the encoder, for timm's arguments, where SRC has no config that tells")
+    parser.add_argument('--num-heads', type=int, help='heads of the encoder, where SRC does not tell')
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     args = parser.parse_args()
     if args.num_heads is not None and args.num_heads < 1:
@@ -46,8 +47,8 @@ def parse_args():
     args.to = args.to or 'tokenizer'
     if args.pool and args.to not in ('timm', 'mmpretrain'):
         parser.error(f'--pool has no meaning with --to {args.to}')
-    if args.num_heads and args.to != 'timm':
-        parser.error(f'--num-heads has no meaning with --to {args.to}')
+    if args.to == 'tokenizer' and (args.num_heads or args.prefix or args.norm or args.kind):
+        parser.error('--num-heads, --prefix, --norm and --from have no meaning with --to tokenizer')
     return args
 
 
@@ -61,72 +62,67 @@ def main():
 
 def convert(args):
     """Write DST; returns the report."""
-    from mmcae.checkpoints import write_state_dict
     from mmcae.utils.errors import CheckpointError
 
     if args.dst.exists() and args.src.exists() and args.dst.samefile(args.src):
         raise CheckpointError(f'{args.dst} is SRC itself: give another name')
     if args.dst.exists() and not args.force:
         raise CheckpointError(f'{args.dst} exists: give another name, or --force to overwrite it')
-    converted, report = (convert_tokenizer if args.to == 'tokenizer' else convert_cae)(args)
-    write_state_dict(args.dst, converted)
-    return '\n'.join([*report[:1], f'{args.dst}: {len(converted)} tensors, {args.to}', *report[1:]])
+    return '\n'.join((convert_tokenizer if args.to == 'tokenizer' else convert_cae)(args))
 
 
 def convert_cae(args):
-    from mmcae.apis.load import config_of, timm_arguments
-    from mmcae.checkpoints import (
-        cae_of,
-        detect_kind,
-        encoder_of,
-        left_out,
-        load_state,
-        read_checkpoint,
-        to_mmcae,
-        to_mmpretrain,
-        to_official,
-        to_timm,
-    )
+    from mmcae.checkpoints import metadata, read_weights, timm_arguments, to_mmpretrain, to_official, to_timm, write_state_dict
+    from mmcae.checkpoints.weights import unknown_heads
 
-    content = read_checkpoint(args.src)
-    state = load_state(content, args.src)
-    kind = args.kind or detect_kind(state, args.src)
-    ours = cae_of(to_mmcae(state, kind))
-    pool = args.pool or 'token'
-    if args.to == 'mmcae':
-        converted = ours
-    elif args.to == 'official':
-        converted = to_official(ours)
-    elif args.to == 'mmpretrain':
-        converted = to_mmpretrain(ours, pool)
-    else:
-        converted = encoder_of(ours) if args.to == 'encoder' else to_timm(ours, pool)
-    unused = [key for key in ours if not key.startswith('backbone.')] if args.to in ('encoder', 'timm') or pool == 'avg' else []
-    parts = Counter(key.split('.')[0] for key in [*left_out(state, kind), *unused])
-    report = [f'{args.src}: {len(state)} tensors, {kind}']
+    weights = read_weights(args.src, args.prefix, args.kind, args.norm)
+    spec, cae, pool = weights.spec(args.num_heads), weights.cae, args.pool or 'token'
+    if args.to == 'timm' and spec.num_heads is None:
+        raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, '--num-heads')
+    make = dict(
+        mmcae=lambda: cae,
+        encoder=lambda: weights.encoder,
+        official=lambda: to_official(cae),
+        mmpretrain=lambda: to_mmpretrain(cae, pool),
+        timm=lambda: to_timm(cae, pool),
+    )
+    converted = make[args.to]()
+    whole = args.to in ('mmcae', 'official', 'mmpretrain') and pool == 'token'
+    container = 'model' if args.to == 'official' else 'state_dict'
+    write_state_dict(args.dst, converted, metadata(spec, weights.method if whole else None), container)
+
+    parts = weights.left_out
+    if not whole:
+        parts.update(key.split('.')[0] for key in cae if not key.startswith('backbone.'))
+    report = [f'{args.src}: {len(weights.place.state)} tensors, {weights.place.kind}', f'{args.dst}: {len(converted)} tensors, {args.to}']
     if parts:
         report.append('Left out: ' + ', '.join(f'{part} ({count})' for part, count in parts.items()))
+    if spec.num_heads is None:
+        report.append(f'The number of heads is not known, and whoever loads {args.dst} will be asked: --num-heads writes it down')
     if args.to == 'timm':
-        arguments = timm_arguments(ours, args.num_heads or config_of(content).get('num_heads'), pool)
+        arguments = timm_arguments(spec, pool)
         name, settings = arguments.pop('model_name'), dict(checkpoint_path=str(args.dst), **arguments)
         report.append(f'timm.create_model({name!r}, {", ".join(f"{key}={value!r}" for key, value in settings.items())})')
         report.append("Its images are normalised as in the pretraining; timm's own default for this name is another.")
-    return converted, report
+    return report
 
 
 def convert_tokenizer(args):
-    from mmcae.checkpoints import load_state, tokenizer_of
+    from mmcae.checkpoints import load_state, tokenizer_of, write_state_dict
+    from mmcae.checkpoints.modules import read_module
     from mmcae.utils.errors import CheckpointError
-    from mmcae.utils.safe_unpickle import read_openai_pickle
 
     if args.src.suffix == '.pkl':
-        state = read_openai_pickle(args.src)
-        return state, [f"{args.src}: {len(state)} tensors, OpenAI's"]
-    state = load_state(args.src)
-    tokenizer = tokenizer_of(state)
-    if not tokenizer:
-        raise CheckpointError(f"{args.src} holds no tokenizer: it has to be mmpretrain's CAE, or OpenAI's file with a name in .pkl")
-    return tokenizer, [f'{args.src}: {len(state)} tensors', f'Left out: {len(state) - len(tokenizer)} tensors of other parts']
+        tokenizer = read_module(args.src)
+        report = [f"{args.src}: {len(tokenizer)} tensors, OpenAI's"]
+    else:
+        state = load_state(args.src)
+        tokenizer = tokenizer_of(state)
+        if not tokenizer:
+            raise CheckpointError(f"{args.src} holds no tokenizer: it has to be mmpretrain's CAE, or OpenAI's file with a name in .pkl")
+        report = [f'{args.src}: {len(state)} tensors', f'Left out: {len(state) - len(tokenizer)} tensors of other parts']
+    write_state_dict(args.dst, tokenizer)
+    return [*report[:1], f'{args.dst}: {len(tokenizer)} tensors, {args.to}', *report[1:]]
 
 
 if __name__ == '__main__':

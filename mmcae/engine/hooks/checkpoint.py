@@ -14,12 +14,14 @@ from mmengine.dist import all_gather_object, all_reduce, barrier, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
+from ...checkpoints import metadata_of
 from ...compat import leave_distributed
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
 from ...utils.resume import RECORD, by_first_process, newest_checkpoint
 from ..loops import ExactLoop, IterBasedTrainLoop
+from ..reader import make_plain
 from ..reconcile import reconcile
 
 RECOVERY = 'recovery_{}.pth'
@@ -201,9 +203,11 @@ class CheckpointHook(MMEngineCheckpointHook):
             record.update(seed=loop.seed, data=loop.data)
         if isinstance(loop, IterBasedTrainLoop):
             record['position'] = loop.state()
-        checkpoint['meta'].update(self.position, mmcae=record)
         info = checkpoint['message_hub']['runtime_info']
         info.update({name: os.path.basename(path) for name, path in info.items() if is_path(name)})
+        make_plain(checkpoint)
+        epochs = runner.iter // max(1, len(runner.train_dataloader))
+        checkpoint['meta'].update(self.position, mmcae=record, **metadata_of(runner.model, epochs))
 
     def after_load_checkpoint(self, runner, checkpoint):
         if runner._resume:

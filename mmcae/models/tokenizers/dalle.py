@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_strictly
+from ...checkpoints.modules import read_module
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
-from ...utils.safe_unpickle import read_openai_pickle
 from .base import Tokenizer, read_tokenizer
 
 VOCAB_SIZE = 8192
@@ -206,7 +206,7 @@ def read_dalle(path: str | Path, part: str) -> StateDict:
     converter = f'python tools/model_converters/convert.py {part}.pkl data/tokenizers/dalle_{part}.pth'
     remedy = f"Get OpenAI's {part}.pkl (https://cdn.openai.com/dall-e/{part}.pkl) and run: {converter}"
     if Path(path).suffix == '.pkl' and Path(path).is_file():
-        state = read_openai_pickle(path)
+        state = read_module(path)
     else:
         state = read_tokenizer(path, remedy)
     # Checkpoints of mmpretrain's CAE hold the encoder among others, as target_generator.

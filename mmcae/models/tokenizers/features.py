@@ -56,8 +56,7 @@ class FeatureTargets(Tokenizer):
         timm_model = settings.get('type') == 'timm'
         self.model = build_timm(settings, in_channels) if timm_model else build_backbone(settings)
         if checkpoint is not None:
-            state = read_tokenizer(checkpoint, REMEDY)
-            load_timm(self.model, state, checkpoint) if timm_model else load_backbone(self.model, state, checkpoint)
+            (load_timm if timm_model else load_backbone)(self.model, read_tokenizer(checkpoint, REMEDY), checkpoint)
         self.freeze()
         view = to_2tuple(view_size)
         features = self.try_with(view)
@@ -151,7 +150,7 @@ def build_backbone(settings: Mapping) -> nn.Module:
 def load_backbone(model: nn.Module, state: StateDict, checkpoint: str | Path):
     """Weights of a backbone: of CAEViT from any checkpoint of CAE, of others from a whole model's (`backbone.`) or their own."""
     if hasattr(model, 'fit_state_dict'):
-        load_cae_encoder(model, state, origin=str(checkpoint))
+        load_cae_encoder(model, checkpoint)
         return
     inside = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
     load_known(model, inside or state, checkpoint)

@@ -22,7 +22,7 @@ def is_recorded() -> bool:
 
 
 def resize_to_open_grid(table: Tensor, source: tuple[int, int], grid: tuple) -> Tensor:
-    """What :func:`.layers.resize_position_table` does by scale, for a grid that is open, by matrices that sample rows and columns.
+    """What `resize_position_table` does by scale, for a grid that is open, by matrices that sample rows and columns.
 
     Args:
         table: (1, h * w, C).

@@ -2,7 +2,6 @@
 
 import collections
 import os
-import pickle
 import sys
 import zipfile
 
@@ -10,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmcae.checkpoints.modules import read_module
 from mmcae.utils.errors import CheckpointError
-from mmcae.utils.safe_unpickle import read_openai_pickle
 
 PACKAGE = '''
 """Modules as people write them: attributes of their own, parameters, buffers, children and a shared module."""
@@ -66,21 +65,12 @@ def test_state_dict_without_the_package(dall_e, tmp_path, monkeypatch, dtype):
     torch.save(module, tmp_path / 'encoder.pkl')
     hide_package(monkeypatch)
 
-    state = read_openai_pickle(tmp_path / 'encoder.pkl')
+    state = read_module(tmp_path / 'encoder.pkl')
 
     assert list(state) != [] and set(state) == set(expected)
     assert all(torch.equal(state[key], expected[key]) and state[key].dtype == expected[key].dtype for key in expected)
     assert not any(value.requires_grad for value in state.values())
     assert 'dall_e' not in sys.modules
-
-
-def test_allow_list_is_left_as_it_was(dall_e, tmp_path):
-    torch.save(dall_e.Encoder(), tmp_path / 'encoder.pkl')
-    before = set(map(str, torch.serialization.get_safe_globals()))
-    read_openai_pickle(tmp_path / 'encoder.pkl')
-    assert set(map(str, torch.serialization.get_safe_globals())) == before
-    with pytest.raises(pickle.UnpicklingError):
-        torch.load(tmp_path / 'encoder.pkl', weights_only=True)
 
 
 class Call:
@@ -116,7 +106,7 @@ def test_code_is_refused_by_name(tmp_path, function, arguments, name):
     arguments = [part.format(marker=str(marker)) if isinstance(part, str) else part for part in arguments]
     torch.save(module_with(Call(function, *arguments)), tmp_path / 'encoder.pkl')
     with pytest.raises(CheckpointError, match=name):
-        read_openai_pickle(tmp_path / 'encoder.pkl')
+        read_module(tmp_path / 'encoder.pkl')
     assert not marker.exists()
 
 
@@ -148,7 +138,7 @@ def write_checkpoint(path, program):
 def test_hand_written_programs_are_refused(tmp_path, program):
     write_checkpoint(tmp_path / 'encoder.pkl', program)
     with pytest.raises(CheckpointError, match='encoder.pkl'):
-        read_openai_pickle(tmp_path / 'encoder.pkl')
+        read_module(tmp_path / 'encoder.pkl')
 
 
 def test_endless_module_is_refused(tmp_path):
@@ -156,27 +146,41 @@ def test_endless_module_is_refused(tmp_path):
     module._modules['0'] = module
     torch.save(module, tmp_path / 'encoder.pkl')
     with pytest.raises(CheckpointError, match='encoder.pkl'):
-        read_openai_pickle(tmp_path / 'encoder.pkl')
+        read_module(tmp_path / 'encoder.pkl')
 
 
 @pytest.mark.parametrize('content', [collections.OrderedDict(w=torch.ones(1)), [1], nn.ReLU()])
 def test_no_module_with_tensors(tmp_path, content):
     torch.save(content, tmp_path / 'encoder.pkl')
     with pytest.raises(CheckpointError, match='encoder.pkl'):
-        read_openai_pickle(tmp_path / 'encoder.pkl')
+        read_module(tmp_path / 'encoder.pkl')
 
 
 def test_damaged_and_missing_files(tmp_path):
     path = tmp_path / 'encoder.pkl'
-    with pytest.raises(CheckpointError, match=f'no file {path}'):
-        read_openai_pickle(path)
+    with pytest.raises(CheckpointError, match=f'no checkpoint {path}'):
+        read_module(path)
     path.write_text('--2024-01-01 00:00:00--  https://cdn.openai.com/dall-e/encoder.pkl\nResolving ...')
     with pytest.raises(CheckpointError, match='log or a web page'):
-        read_openai_pickle(path)
+        read_module(path)
     torch.save(nn.Linear(20, 20), path)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(CheckpointError, match='damaged'):
-        read_openai_pickle(path)
-    torch.save(nn.Linear(2, 2), path, _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match='torch.save'):
-        read_openai_pickle(path)
+        read_module(path)
+
+
+def test_files_of_old_versions_of_torch(tmp_path):
+    module = nn.Linear(2, 2)
+    torch.save(module, tmp_path / 'x.pkl', _use_new_zipfile_serialization=False)
+    assert torch.equal(read_module(tmp_path / 'x.pkl')['weight'], module.weight)
+
+
+def test_torchscript(tmp_path):
+    """An archive of torch.jit.save, scripted and traced, in half precision as OpenAI's CLIP."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))).half().eval()
+    module.register_buffer('scale', torch.tensor(2.0))
+    for name, made in (('a.pt', torch.jit.script(module)), ('b.pt', torch.jit.trace(module, torch.ones(1, 3, 2, 2).half()))):
+        torch.jit.save(made, tmp_path / name)
+        state, expected = read_module(tmp_path / name), module.state_dict()
+        assert set(state) == set(expected)
+        assert all(torch.equal(state[key], expected[key]) and state[key].dtype == expected[key].dtype for key in expected)

@@ -1,0 +1,43 @@
+"""The description of a model that goes into its checkpoints."""
+
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from .spec import META, EncoderSpec, Origin, ViewSpec
+from .weights import METHOD
+
+
+def metadata(spec: EncoderSpec, method: dict | None = None) -> dict:
+    """The metadata of a file that holds an encoder, or a whole method with it."""
+    return {META: spec.to_dict(), **({METHOD: dict(method)} if method else {})}
+
+
+def metadata_of(model: nn.Module, epochs: int = 0) -> dict:
+    """The metadata for a model's checkpoint.
+
+    Args:
+        model: Any model whose `backbone` has a `spec`: a pretraining method, which also has a `description` of itself, or a classifier,
+            detector or segmentor.
+        epochs: How long the method was trained.
+
+    Returns:
+        Plain data; empty for a model without such a backbone.
+    """
+    model = model.module if is_model_wrapper(model) else model
+    backbone = getattr(model, 'backbone', None)
+    if not hasattr(backbone, 'spec'):
+        return {}
+    spec, method = backbone.spec, getattr(model, 'description', None)
+    spec = spec.replaced(view=view_of(getattr(model, 'data_preprocessor', None), spec) or spec.view)
+    if method:
+        spec = spec.replaced(origin=Origin(method['name'], method.get('target') or '', epochs))
+    return metadata(spec, method)
+
+
+def view_of(preprocessor: nn.Module | None, spec: EncoderSpec) -> ViewSpec | None:
+    """The view that a data preprocessor makes for an encoder, or None where it does not normalise."""
+    mean, std = (getattr(preprocessor, name, None) for name in ('mean', 'std'))
+    if mean is None or std is None:
+        return None
+    mean, std = (tuple(round(number, 4) for number in values.flatten().tolist()) for values in (mean, std))
+    return ViewSpec(mean, std, spec.img_size)

@@ -1,0 +1,195 @@
+"""Weights: the tensors of a model under mmcae's names, with the description of its encoder, out of a file of any layout."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.utils import to_2tuple
+
+from ..utils.errors import CheckpointError
+from .layouts import CAE_DECODER_HEADS, Place, content_of, heads_of, library_of, locate, meta_of, name_of
+from .reading import StateDict
+from .renaming import cae_of, encoder_of, left_out, to_mmcae
+from .spec import META, EncoderSpec, Origin
+from .tables import grid_of_table
+
+METHOD = 'method'  # the place of the method's description in the metadata
+NEEDED = ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.0.attn.q_bias', 'blocks.0.mlp.fc1.weight')
+
+
+@dataclass
+class Weights:
+    """What a checkpoint holds of a model.
+
+    Args:
+        origin: What to call the checkpoint in messages.
+        place: Where in it the model was found.
+        state: All tensors of the model under mmcae's names.
+        described: What the checkpoint itself says of its encoder, or None.
+        method: What the checkpoint says of its method (`name`, `num_heads` of regressor and decoder), empty where it says nothing.
+    """
+
+    origin: str
+    place: Place
+    state: StateDict
+    described: EncoderSpec | None
+    method: Mapping
+
+    @property
+    def cae(self) -> StateDict:
+        """Encoder, regressor and decoder."""
+        return cae_of(self.state)
+
+    @property
+    def encoder(self) -> StateDict:
+        """The encoder alone, without prefix."""
+        return encoder_of(self.state)
+
+    @property
+    def is_v2(self) -> bool:
+        """Whether it is of CAE v2: by its description, or in the authors' layout by the lack of decoder blocks and alignment encoder."""
+        parts = ('decoder.decoder_blocks.', 'alignment_encoder.', 'teacher.')
+        theirs = self.place.kind == 'official' and not any(key.startswith(parts) for key in self.place.state)
+        return self.method.get('name') == 'CAEv2' or theirs
+
+    @property
+    def left_out(self) -> Counter:
+        """How many tensors belong to no part of CAE, by the first part of their names."""
+        return Counter(key.split('.')[0] for key in left_out(self.place.state, self.place.kind))
+
+    def spec(self, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None) -> EncoderSpec:
+        """The description of the encoder: the checkpoint's own, or what tensors and the layout's rules tell.
+
+        Args:
+            num_heads: Of the encoder, where nothing tells.
+            img_size: (h, w) in pixels, or one number for both. A learned position table of as many patches was made for it.
+
+        Returns:
+            With `num_heads=None` where it stays unknown.
+
+        Raises:
+            CheckpointError: Parts of an encoder are missing, an argument contradicts the checkpoint, or the grid is not known.
+        """
+        sizes = sizes_of(self.encoder, self.origin)
+        spec = self.described or self.inferred(sizes, img_size)
+        wrong = [f'{name} {getattr(spec, name)}, not {value}' for name, value in sizes.items() if getattr(spec, name) != value]
+        if wrong:
+            raise CheckpointError(f'{self.origin} describes another encoder than its tensors make: {", ".join(wrong)}')
+        if num_heads is not None and spec.num_heads not in (None, num_heads):
+            raise CheckpointError(f'num_heads={num_heads} was given, but the encoder in {self.origin} has {spec.num_heads}: leave it out')
+        spec = spec.replaced(num_heads=spec.num_heads or num_heads)
+        check_heads(spec, len(self.encoder['blocks.0.attn.q_bias']), self.origin)
+        return spec
+
+    def inferred(self, sizes: dict, img_size: int | tuple[int, int] | None) -> EncoderSpec:
+        """The description by tensors and rules alone."""
+        state, patch = self.encoder, sizes['patch_size']
+        table = state['pos_embed'][:, 1:]
+        likely = tuple(pixels // size for pixels, size in zip(to_2tuple(img_size or 0), patch, strict=True))
+        grid = grid_of_table(table, likely)
+        if grid is None:
+            raise CheckpointError(
+                f'{self.origin} was made for {table.shape[1]} patches, which are no square, and nothing tells their grid: '
+                'give img_size=(height, width) of its training'
+            )
+        heads = heads_of(self.place, sizes['embed_dims'], sizes['num_layers'])
+        pixels = tuple(cells * size for cells, size in zip(grid, patch, strict=True))
+        return EncoderSpec(num_heads=heads, img_size=pixels, origin=Origin(library=library_of(self.place.kind)), **sizes)
+
+    def decoder_heads(self, num_heads: int | None = None) -> int:
+        """Heads of regressor and decoder.
+
+        Args:
+            num_heads: As given by the user.
+
+        Raises:
+            CheckpointError: It is not known, or does not fit.
+        """
+        dim, inner = self.state['regressor.mask_token'].shape[-1], len(self.state['regressor.blocks.0.attn.q_bias'])
+        told = self.method.get('num_heads')
+        if told is None and self.place.kind in ('official', 'mmpretrain'):
+            told = CAE_DECODER_HEADS.get(dim)
+        if num_heads is not None and told not in (None, num_heads):
+            raise CheckpointError(f'decoder_num_heads={num_heads} was given, but {self.origin} has {told}: leave it out')
+        heads = told if num_heads is None else num_heads
+        if heads is None:
+            raise unknown_heads(self.origin, 'regressor and decoder', dim, 'decoder_num_heads=')
+        if not fits(heads, dim, inner):
+            raise CheckpointError(f'decoder_num_heads={heads} does not fit a width of {dim} with {inner} inside the attention')
+        return heads
+
+
+def read_weights(
+    source: str | Path | Mapping, prefix: str = '', kind: str | None = None, norm: str | None = None, origin: str | None = None
+) -> Weights:
+    """Read a checkpoint of any layout.
+
+    Args:
+        source: A file, a checkpoint's content, or a state dict.
+        prefix: What stands before the model's names, needed where a file has several models, see :func:`.layouts.locate`.
+        kind: The layout, where it is not recognised.
+        norm: See :func:`.renaming.to_mmcae`.
+        origin: What to call the source in messages.
+
+    Raises:
+        CheckpointError: The file cannot be read, holds no model of a known layout or several, or describes itself wrongly.
+    """
+    content, origin = content_of(source), origin or name_of(source)
+    place = locate(content, prefix, kind, origin)
+    meta = meta_of(content)
+    described = EncoderSpec.from_dict(meta[META], origin) if META in meta and not prefix else None
+    method = meta.get(METHOD) if isinstance(meta.get(METHOD), Mapping) else {}
+    return Weights(origin, place, to_mmcae(place.state, place.kind, norm), described, method)
+
+
+def sizes_of(state: StateDict, origin: str) -> dict:
+    """What the tensors of an encoder tell of it, as arguments of EncoderSpec.
+
+    Raises:
+        CheckpointError: Parts are missing.
+    """
+    missing = [key for key in NEEDED if key not in state]
+    if missing:
+        raise CheckpointError(f'{origin} has no whole encoder: {", ".join(missing)} are missing')
+    dim, channels, *patch = state['patch_embed.proj.weight'].shape
+    return dict(
+        embed_dims=dim,
+        num_layers=count_blocks(state, 'blocks.'),
+        feedforward_channels=len(state['blocks.0.mlp.fc1.weight']),
+        patch_size=tuple(patch),
+        in_channels=channels,
+        layer_scale='blocks.0.gamma_1' in state,
+        use_rel_pos_bias='blocks.0.attn.relative_position_bias_table' in state,
+        final_norm='norm.weight' in state,
+    )
+
+
+def count_blocks(state: StateDict, prefix: str) -> int:
+    """Number of transformer blocks under a prefix."""
+    return len({key[len(prefix) :].split('.')[0] for key in state if key.startswith(prefix)})
+
+
+def check_heads(spec: EncoderSpec, inner: int, origin: str):
+    """Compare the number of heads, if it is known, with the width inside the attention.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    if spec.num_heads is not None and not fits(spec.num_heads, spec.embed_dims, inner):
+        raise CheckpointError(
+            f'{origin}: num_heads={spec.num_heads} does not fit an encoder {spec.embed_dims} wide with {inner} inside the attention'
+        )
+
+
+def fits(heads: int, dim: int, inner: int) -> bool:
+    """Whether so many heads of a whole number of channels make up the width inside the attention."""
+    return type(heads) is int and 0 < heads <= dim and dim // heads * heads == inner
+
+
+def unknown_heads(origin: str, part: str, dim: int, argument: str) -> CheckpointError:
+    """What to raise where the number of heads must be given."""
+    return CheckpointError(
+        f'{origin} does not tell the number of heads of its {part} ({dim} wide), and tensors cannot: give {argument}. '
+        "CAE's own tiny, small and base have 12; timm's and DeiT's have 3, 6 and 12"
+    )
