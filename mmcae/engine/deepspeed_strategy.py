@@ -177,7 +177,7 @@ def to_plain(value):
 
 def from_plain(value):
     """The inverse of :func:`to_plain`, except for the stage of ZeRO, which DeepSpeed takes as a number too; and objects out of records."""
-    if isinstance(value, Record):
+    if isinstance(value, Record) and value.name.startswith('deepspeed.'):
         name = value.name.rpartition('.')[2]
         return value.args[0] if name == 'ZeroStageEnum' else from_plain({OBJECT: name, 'attributes': value.attributes})
     if isinstance(value, dict) and OBJECT in value:
