@@ -135,8 +135,9 @@ def require_batches(runner):
     loader = runner.train_loop.dataloader
     endless = type(getattr(loader, 'sampler', None)).__name__ == 'InfiniteSampler'
     if len(loader) == 0 and not endless:
+        size = runner.cfg.train_dataloader.batch_size  # the loader itself does not know it where a batch sampler makes the batches
         raise DataError(
-            f'train_dataloader makes no batch: {len(loader.dataset)} images are too few for batch_size={loader.batch_size} in '
+            f'train_dataloader makes no batch: {len(loader.dataset)} images are too few for batch_size={size} in '
             f'{runner.world_size} processes with drop_last=True; lower the batch size'
         )
 

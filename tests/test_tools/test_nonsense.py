@@ -267,7 +267,7 @@ TRAIN = {
     '{cae} --cfg-options train_dataloader.num_workers=-1': ('train_dataloader.num_workers=-1', 'at least 0'),
     '{cae} --cfg-options train_cfg.max_iters=0': ('train_cfg.max_iters=0', 'at least 1'),
     '{by_epochs} --cfg-options train_cfg.max_epochs=0': ('train_cfg.max_epochs=0', 'at least 1'),
-    '{by_epochs} --cfg-options train_dataloader.batch_size=9': ('no batch', '8 images', 'batch_size'),
+    '{by_epochs} --cfg-options train_dataloader.batch_size=9': ('no batch', '8 images', 'batch_size=9'),
     '{cae} --cfg-options model.backbone.img_size=33': ('33x33 pixels', 'multiple of the patch size'),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.size=36': ('36x36 pixels', 'multiple of the patch size'),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.size=40 train_dataloader.dataset.pipeline.1.second_size=40': (
