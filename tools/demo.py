@@ -131,9 +131,10 @@ def collect(out, encoders, seeds):
 def plan(out, encoders, seeds):
     """The commands of the demo as jobs."""
     tool = ROOT / 'tools/dataset_converters/make_digit_scenes.py'
+    code = ''.join(path.read_text() for path in (tool, *sorted(tool.with_name('scenes').glob('*.py'))))
     marker = str(DATA / 'digit_scenes.json')
     jobs = [
-        make_job('data', 'digit scenes', 40, (), tool, '--out', DATA, content=tool.read_text(), outputs=(marker,)),
+        make_job('data', 'digit scenes', 40, (), tool, '--out', DATA, content=code, outputs=(marker,)),
         training(out, 'tokenizer', 'tokenizer', 30, ('data',), TOKENIZER),
     ]
     for seed in range(seeds):

@@ -27,6 +27,15 @@ def split_of(path):
     return path.split('/')[1] if not path.startswith('pretrain/') else 'train'
 
 
+def test_the_images_are_those_of_every_version_so_far(digit_scenes):
+    """Published results depend on them. A change of them is one of VERSION in tools/dataset_converters/scenes/making.py, too."""
+    digest = sha256()
+    for path in sorted(digit_scenes.rglob('*.*')):
+        digest.update(str(path.relative_to(digit_scenes)).encode())
+        digest.update(np.asarray(Image.open(path)).tobytes() if path.suffix == '.png' else path.read_bytes())
+    assert digest.hexdigest() == '6f243c30addfe75aa00534e74c65fbf2df9a922839e761d0ef15e93a3363ea38'
+
+
 def test_no_source_digit_stands_in_two_splits(provenance):
     parts = [set(provenance['splits'][split]) for split in SPLITS]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(load_digits().target)

@@ -1,0 +1,1 @@
+"""Scenes composed of small pictures: what make_digit_scenes.py and make_scenes.py have in common."""
