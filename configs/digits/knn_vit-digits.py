@@ -1,7 +1,7 @@
 # Nearest neighbours with the frozen small encoder on the embedded digits, among 2,000 labelled ones. No training:
 #     python tools/test.py configs/digits/knn_vit-digits.py CHECKPOINT
 # where the checkpoint is one of pretraining, an encoder, or any model of this repository with such an encoder.
-# Judges on test; to tune on val: --cfg-options test_dataloader.dataset.data_prefix=val
+# Judges on test; to choose on val: --cfg-options test_split=val
 
 _base_ = ['../_base_/models/linear_vit-base.py', '../_base_/datasets/digits_classification.py', '../_base_/runtimes/classification.py']
 

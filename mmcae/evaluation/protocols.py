@@ -39,15 +39,21 @@ class Protocol:
     metric: str = 'accuracy/top1'
 
 
-DIGITS = (
-    Protocol('knn', 'kNN, k = 10, 2,000 labels', 'digits/knn_vit-digits.py', metric='k10/accuracy/top1'),
-    Protocol('linear_500', 'linear probe, 500 labels', 'digits/linear_vit-digits.py', (f'{FEW}=500',), 9),
-    Protocol('linear', 'linear probe, 2,000 labels', 'digits/linear_vit-digits.py', (), 10),
-    Protocol('attentive_500', 'attentive probe, 500 labels', 'digits/attentive_vit-digits.py', (f'{FEW}=500',), 10),
-    Protocol('attentive', 'attentive probe, 2,000 labels', 'digits/attentive_vit-digits.py', (), 12),
-    Protocol('finetune_100', 'fine-tuning, 100 labels', 'digits/finetune_vit-digits.py', (f'{FEW}=100',), 20),
-    Protocol('finetune_500', 'fine-tuning, 500 labels', 'digits/finetune_vit-digits.py', (f'{FEW}=500',), 20),
-)
+def small(data: str) -> tuple[Protocol, ...]:
+    """The protocols for the small encoder, 96 wide, on the digits or on Fashion-MNIST."""
+    knn, linear, attentive, finetune = (f'{data}/{name}_vit-{data}.py' for name in ('knn', 'linear', 'attentive', 'finetune'))
+    return (
+        Protocol('knn', 'kNN, k = 10, 2,000 labels', knn, metric='k10/accuracy/top1'),
+        Protocol('linear_500', 'linear probe, 500 labels', linear, (f'{FEW}=500',), 9),
+        Protocol('linear', 'linear probe, 2,000 labels', linear, (), 10),
+        Protocol('attentive_500', 'attentive probe, 500 labels', attentive, (f'{FEW}=500',), 10),
+        Protocol('attentive', 'attentive probe, 2,000 labels', attentive, (), 12),
+        Protocol('finetune_100', 'fine-tuning, 100 labels', finetune, (f'{FEW}=100',), 20),
+        Protocol('finetune_500', 'fine-tuning, 500 labels', finetune, (f'{FEW}=500',), 20),
+    )
+
+
+DIGITS, FASHION = small('digits'), small('fashion')
 
 
 def imagenet(size: str, finetune: str) -> tuple[Protocol, ...]:
@@ -64,6 +70,7 @@ def imagenet(size: str, finetune: str) -> tuple[Protocol, ...]:
 # The configs of a family differ by the width of the encoder.
 FAMILIES = {
     'digits': {96: DIGITS},
+    'fashion': {96: FASHION},
     'imagenet': {
         768: imagenet('base', 'finetune_vit-base-p16_cae_32xb128-amp-100e_in1k.py'),
         1024: imagenet('large', 'finetune_vit-large-p16_cae_32xb64-accum2-amp-50e_in1k.py'),

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-FAMILIES = ('digits', 'imagenet')
+FAMILIES = ('digits', 'fashion', 'imagenet')
 
 
 def parse_args():
@@ -64,7 +64,7 @@ def evaluate(args):
     options = {name: (f'randomness.seed={args.seed}', *needed, *changes) for name, changes in options.items()}
     jobs = core.plan(Path(os.path.relpath(ROOT)), args.out, checkpoint, protocols, options, args.gpus)
     # On models as small as those of the digits the threads of a command only wait for each other, and so do those of several commands.
-    threads = dict(OMP_NUM_THREADS='1') if args.lanes > 1 or args.config_family == 'digits' else {}
+    threads = dict(OMP_NUM_THREADS='1') if args.lanes > 1 or args.config_family != 'imagenet' else {}
     try:
         JobRunner(jobs, args.out, args.lanes, env=threads).run()
     except JobFailed as error:

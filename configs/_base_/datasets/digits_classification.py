@@ -4,6 +4,7 @@
 data_root = 'data/digits/classification/'
 labels = 1.0  # share of the training labels (0.01, 0.1, 1.0), or a whole number of them (100, 500, 2000), balanced over the classes
 batch_size = 128
+test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
 
 # ---- modified sometimes
 num_workers = 1
@@ -39,7 +40,7 @@ test_dataloader = dict(
     persistent_workers=num_workers > 0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     collate_fn=dict(type='default_collate'),
-    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix='test', pipeline=test_pipeline),
+    dataset=dict(type='CustomDataset', data_root=data_root, data_prefix=test_split, pipeline=test_pipeline),
 )
 val_evaluator = dict(type='Accuracy', topk=(1, 5))
 test_evaluator = val_evaluator

@@ -3,6 +3,7 @@
 # ---- modified often
 data_root = 'data/digits/'
 batch_size = 16
+test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
 
 # ---- modified sometimes
 num_workers = 1
@@ -42,7 +43,7 @@ in_order = dict(type='DefaultSampler', shuffle=False)
 scenes = dict(type='mmcae.CocoDataset', data_root=data_root, metainfo=metainfo)
 train_split = dict(ann_file='annotations/scenes96_train.json', data_prefix=dict(img='scenes96/train/'))
 val_split = dict(ann_file='annotations/scenes96_val.json', data_prefix=dict(img='scenes96/val/'), test_mode=True)
-test_split = dict(ann_file='annotations/scenes96_test.json', data_prefix=dict(img='scenes96/test/'), test_mode=True)
+judged_split = dict(ann_file=f'annotations/scenes96_{test_split}.json', data_prefix=dict(img=f'scenes96/{test_split}/'), test_mode=True)
 train_dataloader = dict(
     batch_size=batch_size,
     sampler=dict(type='InfiniteSampler', shuffle=True),
@@ -60,8 +61,8 @@ test_dataloader = dict(
     batch_size=20,
     drop_last=False,
     sampler=in_order,
-    dataset=dict(pipeline=test_pipeline, **test_split, **scenes),
+    dataset=dict(pipeline=test_pipeline, **judged_split, **scenes),
     **workers,
 )
 val_evaluator = dict(type='mmcae.CocoMetric', ann_file=data_root + 'annotations/scenes96_val.json', metric=['bbox', 'segm'])
-test_evaluator = dict(type='mmcae.CocoMetric', ann_file=data_root + 'annotations/scenes96_test.json', metric=['bbox', 'segm'])
+test_evaluator = dict(type='mmcae.CocoMetric', ann_file=data_root + f'annotations/scenes96_{test_split}.json', metric=['bbox', 'segm'])

@@ -3,6 +3,7 @@
 # ---- modified often
 data_root = 'data/digits/'
 batch_size = 16
+test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
 
 # ---- modified sometimes
 num_workers = 1
@@ -32,7 +33,7 @@ in_order = dict(type='DefaultSampler', shuffle=False)
 scenes = dict(type='BaseSegDataset', data_root=data_root, img_suffix='.png', metainfo=metainfo)
 train_prefix = dict(img_path='scenes64/train', seg_map_path='scenes64_labels/train')
 val_prefix = dict(img_path='scenes64/val', seg_map_path='scenes64_labels/val')
-test_prefix = dict(img_path='scenes64/test', seg_map_path='scenes64_labels/test')
+test_prefix = dict(img_path=f'scenes64/{test_split}', seg_map_path=f'scenes64_labels/{test_split}')
 train_dataloader = dict(
     batch_size=batch_size,
     sampler=dict(type='InfiniteSampler', shuffle=True),
