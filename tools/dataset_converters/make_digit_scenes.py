@@ -14,9 +14,11 @@ composed from digits of its own split only. Writes, in the formats that the ordi
 make_scenes.py does the same with other pictures.
 """
 
+import argparse
+
 from scenes.composer import PRETRAIN64, PRETRAIN96, SCENES64, SCENES96, Tree
 from scenes.files import Refused
-from scenes.making import make_scenes, options, parse
+from scenes.making import add_options, make_scenes, parse
 from scenes.pictures import Digits
 
 # The order is part of what the images depend on.
@@ -31,7 +33,8 @@ TREES = (
 
 
 def main():
-    parser = options(__doc__, 'data/digits')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, 'data/digits')
     args = parse(parser)
     try:
         make_scenes(args, Digits.kind, Digits, TREES)

@@ -12,18 +12,22 @@ Writes, in the formats that the ordinary loaders read:
     python tools/dataset_converters/make_scenes.py data/fashion/classification --out data/fashion_scenes
 """
 
+import argparse
 from pathlib import Path
 
 from scenes.composer import PRETRAIN64, PRETRAIN96, SCENES64, SCENES96
 from scenes.files import Refused
-from scenes.making import make_scenes, options, parse
+from scenes.making import add_options, make_scenes, parse
 from scenes.pictures import ClassTree
 
 
 def main():
-    parser = options(__doc__, 'data/scenes')
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, 'data/scenes')
     parser.add_argument('pictures', type=Path, help='the class tree, with the folders train, val and test')
     args = parse(parser)
+    if args.out.resolve().is_relative_to(args.pictures.resolve()):
+        parser.error(f'{args.out} lies in {args.pictures}, whose folders are classes: choose a folder outside of it with --out')
     from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
 
     with one_line_errors():

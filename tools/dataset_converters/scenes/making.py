@@ -1,6 +1,5 @@
 """From options to a folder of scenes."""
 
-import argparse
 import os
 from multiprocessing import Pool
 from pathlib import Path
@@ -14,19 +13,17 @@ VERSION = 1  # raise it when the images change, so that older data is not mistak
 CHUNK = 50  # images per job
 
 
-def options(description, out):
-    """A parser with the options that every tool for scenes has.
+def add_options(parser, out):
+    """What every tool for scenes has.
 
     Args:
-        description (str): The tool's docstring.
+        parser (argparse.ArgumentParser): The tool's.
         out (str): Default output folder.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, default=Path(out), help='folder to write (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='other scenes from the same split of the pictures (default: %(default)s)')
     parser.add_argument('--scale', type=float, default=1.0, help='multiplies the number of images (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes; does not change the result (default: %(default)s)')
-    return parser
 
 
 def parse(parser):
