@@ -158,6 +158,8 @@ def test_a_missing_tree_and_folders_of_others_are_refused(make, tree, tmp_path):
     assert code == 2 and 'nothing' in output.splitlines()[-1]
     (tmp_path / 'photos').mkdir()
     (tmp_path / 'photos/holiday.jpg').write_bytes(b'precious')
+    code, output, out = make(tree / 'train/scenes')
+    assert code == 2 and 'lies in' in output.splitlines()[-1] and not out.exists()
     code, output, _ = make('photos')
     assert (
         code == 2 and 'not empty' in output.splitlines()[-1] and [path.name for path in (tmp_path / 'photos').iterdir()] == ['holiday.jpg']
