@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from .version import __version__
 
-# Without mmengine there is nothing to register with, and `python -m mmcae.utils.collect_env` has to run and say so.
+# Without mmengine there is nothing to register with, and `python -m mmcae.commands.doctor` has to run and say so.
 if find_spec('mmengine'):
     from . import registry  # noqa: F401
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mmcae.utils.config import last_checkpoint, load_config
+from mmcae.utils.configs.loading import last_checkpoint, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
@@ -115,7 +115,7 @@ def test_a_tokenizer_of_ones_own_fits_its_target_file():
     """Where configs/tokenizer/dvae_folder.py leaves its checkpoint, and what it looks at, is what configs/_base_/targets/dvae.py says."""
     from mmengine.config import Config
 
-    from mmcae.models.tokenizers import DiscreteVAE
+    from mmcae.models.targets import DiscreteVAE
 
     target, tokenizer = Config.fromfile(ROOT / 'configs/_base_/targets/dvae.py'), load_config(ROOT / 'configs/tokenizer/dvae_folder.py')
     assert target.target_generator == dict(type='mmcae.DiscreteVAE', checkpoint=f'work_dirs/dvae_folder/{last_checkpoint(tokenizer)}')

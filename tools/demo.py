@@ -72,7 +72,7 @@ def main():
 
 
 def run(args):
-    from mmcae.utils.jobs import JobFailed, JobRunner
+    from mmcae.commands.jobs import JobFailed, JobRunner
     from mmcae.utils.progress import duration
     from mmcae.visualization.demo_report import write_report
 
@@ -146,7 +146,7 @@ def plan(out, encoders, seeds):
 @functools.cache
 def protocols():
     """How encoders are judged: detection, segmentation, and the part of tools/benchmarks/evaluate_encoder.py that the results show."""
-    from mmcae.evaluation.protocols import DIGITS, Protocol
+    from mmcae.commands.evaluate import DIGITS, Protocol
     from mmcae.visualization.results import PROTOCOLS
 
     return [
@@ -244,7 +244,7 @@ def drawings(out, encoders):
 
 def make_job(name, title, seconds, needs, tool, *arguments, content='', outputs=()):
     """A job that runs a tool of the repository; its files are named as seen from the current folder."""
-    from mmcae.utils.jobs import Job
+    from mmcae.commands.jobs import Job
 
     words = [os.path.relpath(word) if isinstance(word, Path) and word.is_absolute() else str(word) for word in (tool, *arguments)]
     return Job(name, title, ('python', *words), tuple(needs), seconds, content, outputs)
@@ -256,7 +256,7 @@ def config_path(name):
 
 @functools.cache
 def read(config):
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
 
     return load_config(config_path(config))
 
@@ -268,7 +268,7 @@ def content(config):
 
 def checkpoint_of(out, name, config):
     """The file that training by a config leaves at its end."""
-    from mmcae.utils.config import last_checkpoint
+    from mmcae.utils.configs.loading import last_checkpoint
 
     return str(out / name / last_checkpoint(read(config)))
 

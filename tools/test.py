@@ -47,10 +47,10 @@ def main():
 def test(args):
     from mmcae.compat import leave_distributed
     from mmcae.datasets import check_data, read_images_alike
-    from mmcae.utils.config import load_config, set_work_dir
+    from mmcae.engine.launch import build_runner, require_checkpoint
+    from mmcae.utils.configs.loading import load_config, set_work_dir
     from mmcae.utils.errors import ConfigError
     from mmcae.utils.files import write_file
-    from mmcae.utils.runner import build_runner, require_checkpoint
 
     cfg = load_config(args.config, args.cfg_options)
     if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
@@ -80,7 +80,7 @@ def test(args):
 
 def write_predictions(cfg, out):
     """Have the test write its predictions, in the way of the library that makes them."""
-    from mmcae.utils.arguments import check_output, check_output_folder
+    from mmcae.commands.arguments import check_output, check_output_folder
     from mmcae.utils.errors import ConfigError
 
     scope = cfg.get('default_scope')
@@ -115,7 +115,7 @@ def draw_predictions(cfg, folder):
     """Switch on the visualisation hook of the config's library, for every image; put it and its visualizer in where the config has none."""
     from mmengine.config import ConfigDict
 
-    from mmcae.utils.arguments import check_output_folder
+    from mmcae.commands.arguments import check_output_folder
 
     check_output_folder(folder, f'--show-dir {folder}')
     folder = str(Path(folder).resolve())

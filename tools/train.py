@@ -46,10 +46,10 @@ def main():
 def train(args):
     from mmcae.compat import leave_distributed
     from mmcae.datasets import check_data, read_images_alike
-    from mmcae.utils.config import load_config, set_work_dir
-    from mmcae.utils.resume import choose_checkpoint
-    from mmcae.utils.runner import build_runner, require_batches, require_checkpoint
-    from mmcae.utils.work_dir import hold_work_dir
+    from mmcae.engine.launch import build_runner, require_batches, require_checkpoint
+    from mmcae.engine.resume import choose_checkpoint
+    from mmcae.engine.work_dir import hold_work_dir
+    from mmcae.utils.configs.loading import load_config, set_work_dir
 
     cfg = load_config(args.config, args.cfg_options)
     set_work_dir(cfg, args.work_dir, args.config)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..datasets.transforms import RandomMaskGenerator
 from ..models import CAE
 from ..registry import MODELS
-from ..utils.config import load_config
+from ..utils.configs.loading import load_config
 from ..utils.errors import ConfigError
 from ..visualization.sheet import as_rgb
 from .images import fit, load_image, to_tensor

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..utils.errors import CheckpointError, StorageError
 from ..utils.files import atomic_file, patiently
-from ..utils.pieces import first_piece, read_pieces
 from .pickles import PickleRefused, Storage, Unpickler
+from .pieces import first_piece, read_pieces
 
 StateDict = dict[str, Tensor]
 

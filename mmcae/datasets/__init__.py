@@ -2,15 +2,15 @@
 
 from ..registry import DATASETS, register_lazily
 from . import transforms
-from .bad_files import ReplaceBadFiles
 from .check_data import check_data
-from .image_backend import read_images_alike
-from .image_folder import ImageFolder
-from .label_subset import label_subset
-from .packed_images import PackedImages
 from .source_batch_sampler import SourceBatchSampler
+from .sources.bad_files import ReplaceBadFiles
+from .sources.image_backend import read_images_alike
+from .sources.image_folder import ImageFolder
+from .sources.label_subset import label_subset
+from .sources.packed_images import PackedImages
 
-register_lazily(DATASETS, 'mmcae.datasets.coco', 'CocoDataset')
+register_lazily(DATASETS, 'mmcae.datasets.sources.coco.dataset', 'CocoDataset')
 
 __all__ = [
     'ImageFolder',

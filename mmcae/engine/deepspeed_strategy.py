@@ -11,10 +11,10 @@ from torch import nn
 
 from ..checkpoints import read_checkpoint
 from ..checkpoints.pickles import Record
+from ..checkpoints.pieces import write_piece
 from ..compat import require_deepspeed
 from ..registry import STRATEGIES
 from ..utils.errors import CheckpointError, ConfigError
-from ..utils.pieces import write_piece
 from .reader import for_mmengine
 from .strategies import WholeCheckpoints, other_model
 

@@ -12,9 +12,9 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
 
-from ..datasets.fingerprint import fingerprint
 from ..datasets.seeded_loader import SeededLoader, reseed
 from ..datasets.source_batch_sampler import SourceBatchSampler
+from ..datasets.sources.fingerprint import fingerprint
 from ..registry import LOOPS
 from ..utils.errors import ConfigError, DataError
 

@@ -18,10 +18,10 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
+from ..checkpoints.pieces import UNFINISHED, publish, remove, sync
 from ..compat import has_accelerator
 from ..registry import STRATEGIES
 from ..utils.errors import CheckpointError, ConfigError
-from ..utils.pieces import UNFINISHED, publish, remove, sync
 
 WRAPPERS = re.compile(r'_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.')  # what FSDP puts into the names of parameters
 PATIENCE = 10.0  # seconds for a network file system to show one process what another has written
@@ -149,8 +149,8 @@ class FSDPStrategy(WholeCheckpoints, MMEngineFSDPStrategy):
         return super().prepare(model, optim_wrapper=optim_wrapper, **kwargs)
 
     def _wrap_model(self, model: nn.Module) -> nn.Module:
-        from ..models.layers import Block
-        from ..models.regressor import CrossAttentionBlock
+        from ..models.encoders.layers import Block
+        from ..models.methods.regressor import CrossAttentionBlock
 
         self.shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}  # what a checkpoint of the model has
         frozen = [name for name, part in model.named_children() if not any(p.requires_grad for p in part.parameters())]

@@ -6,13 +6,13 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
 
-from ..datasets.coco_check import check_categories
-from ..datasets.coco_file import CheckedCOCO
+from ..datasets.sources.coco.check import check_categories
+from ..datasets.sources.coco.file import CheckedCOCO
 from ..utils.errors import DataError
 
 
 class CocoMetric(MMDetCocoMetric):
-    """mmdet's CocoMetric, which reads the annotation file as :class:`~mmcae.datasets.coco.CocoDataset` does.
+    """mmdet's CocoMetric, which reads the annotation file as :class:`~mmcae.datasets.sources.coco.dataset.CocoDataset` does.
 
     COCO's code takes an annotation with the id 0 for missed however well it was found, and reads past the end of masks whose run lengths
     do not add up. Annotations are numbered anew here, masks are checked, and objects that nothing can match are left out.
@@ -23,7 +23,7 @@ class CocoMetric(MMDetCocoMetric):
         **settings: mmdet's.
 
     Raises:
-        DataError: See :func:`~mmcae.datasets.coco_check.check_annotations`; or there are no annotations to score against, or the
+        DataError: See :func:`~mmcae.datasets.sources.coco.check.check_annotations`; or there are no annotations to score against, or the
             categories are not the classes of the data set in their order.
     """
 

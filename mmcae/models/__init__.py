@@ -1,16 +1,16 @@
 """Models: the five boxes of CAE, and what carries its encoder into other tasks."""
 
 from ..registry import MODELS, register_lazily
-from .cae import CAE
-from .decoder import CAEDecoder
+from .dense import DeconvPyramid, SimpleFeaturePyramid
+from .encoders.vit import CAEViT
 from .heads import AttentiveClsHead
-from .necks import DeconvPyramid, SimpleFeaturePyramid
+from .methods.cae import CAE
+from .methods.decoder import CAEDecoder
+from .methods.regressor import LatentContextualRegressor
 from .preprocessor import TwoViewPreprocessor
-from .regressor import LatentContextualRegressor
-from .tokenizers import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets, StoredTokens
-from .vit import CAEViT
+from .targets import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets, StoredTokens
 
-register_lazily(MODELS, 'mmcae.models.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
+register_lazily(MODELS, 'mmcae.models.dense.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
 
 __all__ = [
     'AttentiveClsHead',

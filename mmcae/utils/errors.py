@@ -164,7 +164,7 @@ def _explain_missing_library(error):
         return str(reason)
     if isinstance(error, ModuleNotFoundError) and name:
         return f'{error}, which something in the config or the command needs. Remedy: pip install {PACKAGES.get(name, name)}'
-    return f'{type(error).__name__}: {error}. A library is missing, or does not fit the others: python -m mmcae.utils.collect_env'
+    return f'{type(error).__name__}: {error}. A library is missing, or does not fit the others: python -m mmcae.commands.doctor'
 
 
 def _explain_failing_storage(error):

@@ -155,8 +155,8 @@ class AtomicBackend(LocalBackend):
         write_file(filepath, obj.encode(encoding))
 
     def rmtree(self, dir_path):
-        """Delete a folder, such as a checkpoint in pieces, by :func:`mmcae.utils.pieces.remove`."""
-        from .pieces import remove
+        """Delete a folder, such as a checkpoint in pieces, by :func:`mmcae.checkpoints.pieces.remove`."""
+        from ..checkpoints.pieces import remove
 
         remove(Path(dir_path))
 

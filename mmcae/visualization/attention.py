@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..models import CAEViT
-from ..models.relative_position import relative_position_bias
+from ..models.encoders.relative_position import relative_position_bias
 from ..utils.errors import ConfigError
 from .sheet import picture_sheet
 

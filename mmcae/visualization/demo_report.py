@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ..commands.jobs import JobRunner
 from ..utils.files import write_file
-from ..utils.jobs import JobRunner
 from ..utils.progress import duration
 from .page import Page
 from .results import markdown, read_results, summarize, table

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from mmcae.apis import load_pretrained, reconstruct
-from mmcae.models.tokenizers import PatchCodebook
+from mmcae.models.targets import PatchCodebook
 from mmcae.utils.errors import CheckpointError, ConfigError
 
 PREPROCESSOR = dict(

@@ -18,12 +18,12 @@ from mmpretrain.models.selfsup.cae import DALLEEncoder
 import mmcae.datasets  # noqa: F401
 import mmcae.models  # noqa: F401
 from mmcae.apis import load_cae
-from mmcae.datasets.store_tokens import RandomViews, fill
-from mmcae.datasets.token_store import Manifest
+from mmcae.datasets.sources.store_tokens import RandomViews, fill
+from mmcae.datasets.sources.token_store import Manifest
 from mmcae.engine import CheckLoss, CheckpointHook
 from mmcae.models import CAE
 from mmcae.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 FOLDER = Path(__file__).resolve().parents[2] / 'configs' / 'cae'
 IMAGENET = 1_281_167

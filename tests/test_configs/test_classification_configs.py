@@ -7,7 +7,7 @@ from mmpretrain.structures import DataSample
 
 from mmcae.models import AttentiveClsHead
 from mmcae.registry import MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 GPUS = 32
 # Section 6 of the reference: config, batch, optimizer, lr, weight decay, epochs, warm-up, floor, layer decay, drop path.

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmcae.apis import load_cae
 from mmcae.checkpoints import to_official
 from mmcae.models import DiscreteVAE
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 SHORT = ['train_cfg.max_epochs=1', 'param_scheduler.0.warmup=0', 'param_scheduler.0.end=1', 'default_hooks.logger.interval=1']
 LOADER = ['train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'train_dataloader.pin_memory=False']

@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 BASE = 'mask_rcnn/mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco'
 LARGE = 'mask_rcnn/mask-rcnn_vit-large-p16_cae_16xb2-amp-1x_coco'

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmcae.utils.config import load_config
-from mmcae.utils.runner import build_runner
+from mmcae.engine.launch import build_runner
+from mmcae.utils.configs.loading import load_config
 
 PRETRAINING = ('tokenizer', 'cae_vit', 'cae_pixels_vit', 'cae_features_vit', 'mae_vit')
 LABELLED = ('linear_vit', 'attentive_vit', 'finetune_vit')

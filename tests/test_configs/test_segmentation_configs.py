@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 FOLDER = 'configs/upernet'
 # lr, layer decay, drop path, layer scale, blocks that give features, iterations between checkpoints

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 import mmcae.datasets  # noqa: F401
 from mmcae.models import CAE, DiscreteVAE
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 RECIPES = ('cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py', 'custom/cae_vit-base_continued.py')

@@ -8,7 +8,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 BASE = 'mask_rcnn/mask-rcnn_vitdet-base-p16_cae_32xb2-amp-lsj-1024-100e_coco'
 LARGE = 'mask_rcnn/mask-rcnn_vitdet-large-p16_cae_64xb1-amp-lsj-1024-100e_coco'

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmcae.models import CAEViT
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 MASK_RCNN = 'configs/mask_rcnn/mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco.py'
 CASCADE = 'configs/cascade_mask_rcnn/cascade-mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco.py'

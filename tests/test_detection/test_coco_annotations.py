@@ -12,9 +12,9 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from mmcae.datasets.coco_check import check_annotations
-from mmcae.datasets.coco_file import CheckedCOCO
-from mmcae.datasets.coco_masks import MaskError, check_mask, decompress
+from mmcae.datasets.sources.coco.check import check_annotations
+from mmcae.datasets.sources.coco.file import CheckedCOCO
+from mmcae.datasets.sources.coco.masks import MaskError, check_mask, decompress
 from mmcae.registry import DATASETS
 from mmcae.utils.errors import ConfigError, DataError
 

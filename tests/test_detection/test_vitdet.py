@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from mmcae.registry import DATASETS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 from .conftest import CLASSES, SHRUNK, SHRUNK_BOX_HEAD, SHRUNK_VITDET, VITDET
 

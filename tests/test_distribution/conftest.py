@@ -113,7 +113,7 @@ VARIANTS = dict(
 @pytest.fixture(scope='module')
 def pretraining(tmp_path_factory):
     """Write the config, 24 images and a codebook; returns the folder, in which the config is tiny.py."""
-    from mmcae.models.tokenizers import PatchCodebook
+    from mmcae.models.targets import PatchCodebook
 
     folder = tmp_path_factory.mktemp('pretraining')
     random = np.random.default_rng(0)

@@ -15,9 +15,9 @@ from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
-from mmcae.models.cae import split_patches
+from mmcae.models.methods.cae import split_patches
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 PRETRAINING = sorted(path for path in (CONFIGS / 'cae').glob('*.py') if 'deepspeed' not in path.name)

@@ -66,8 +66,8 @@ def options(digits, checkpoint):
 @pytest.fixture
 def make_runner(repository, tmp_path):
     """Build the runner of a config of configs/digits: `make_runner('linear', options)`."""
-    from mmcae.utils.config import load_config
-    from mmcae.utils.runner import build_runner
+    from mmcae.engine.launch import build_runner
+    from mmcae.utils.configs.loading import load_config
 
     count = 0
 

@@ -4,9 +4,9 @@ import torch
 
 from mmcae import checkpoints
 from mmcae.apis import load_encoder
+from mmcae.engine.launch import build_runner
 from mmcae.models import CAEViT
-from mmcae.utils.config import load_config
-from mmcae.utils.runner import build_runner
+from mmcae.utils.configs.loading import load_config
 
 
 def test_its_encoder_is_a_caevit_without_layer_scale(repository, image_folder, tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmcae.apis import load_encoder
 from mmcae.models import AttentiveClsHead, CAEViT
-from mmcae.models.vit import ARCHITECTURES
+from mmcae.models.encoders.vit import ARCHITECTURES
 
 
 def test_sizes_of_the_named_encoders():

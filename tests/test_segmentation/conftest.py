@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmcae.models import CAEViT
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 RECIPE = 'configs/upernet/upernet_vit-base-p16_cae-1600e_8xb2-amp-160k_ade20k-512x512.py'
 ENCODER = dict(embed_dims=32, num_layers=4, num_heads=4)

@@ -10,7 +10,7 @@ import pytest
 from mmengine.registry import init_default_scope
 from PIL import Image
 
-from mmcae.datasets.image_headers import read_header
+from mmcae.datasets.sources.image_headers import read_header
 from mmcae.registry import TRANSFORMS
 from mmcae.utils.errors import ConfigError, DataError
 

@@ -6,7 +6,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmcae.registry import DATASETS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 CONFIG = 'configs/upernet/upernet_vit-base-p16_cae-1600e_8xb2-amp-160k_voc12-512x512.py'
 

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from mmcae.utils.config import load_config
-from mmcae.utils.jobs import in_order
+from mmcae.commands.jobs import in_order
+from mmcae.utils.configs.loading import load_config
 
 ENCODERS = ['random', 'cae', 'cae_no_align', 'mae']
 CONFIGS = 'cae cae_no-align mae linear attentive finetune knn mask_rcnn upernet'

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mmcae.evaluation import protocols as core
+from mmcae.commands import evaluate as core
 from mmcae.utils.errors import ConfigError
 
 TOOL = 'tools/benchmarks/evaluate_encoder.py'

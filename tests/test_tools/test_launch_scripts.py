@@ -12,8 +12,8 @@ import pytest
 
 from mmcae.checkpoints import read_checkpoint
 from mmcae.compat import has_accelerator
+from mmcae.engine.launch import TORCHRUN, check_gpu_of_this_process, infer_launcher
 from mmcae.utils.errors import ConfigError
-from mmcae.utils.runner import TORCHRUN, check_gpu_of_this_process, infer_launcher
 
 SRUN = """#!/usr/bin/env bash
 # Prints how it was called, then runs the command as the tasks of a job on this machine.

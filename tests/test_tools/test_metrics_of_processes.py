@@ -7,7 +7,7 @@ import torch
 
 from mmcae.compat import has_accelerator
 from mmcae.registry import MODELS
-from mmcae.utils.config import load_config
+from mmcae.utils.configs.loading import load_config
 
 pytestmark = pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
 

@@ -140,7 +140,7 @@ train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
     # ------------------------------------------------------------ checkpoints
 
     def codebook(self):
-        from mmcae.models.tokenizers import PatchCodebook
+        from mmcae.models.targets import PatchCodebook
 
         codebook = PatchCodebook(vocab_size=64, patch_size=8)
         codebook.quantizer.usage.fill_(1 / 64)  # or it would count as never trained

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcae.datasets.shards import ShardReader
+from mmcae.datasets.sources.shards import ShardReader
 
 TOOL = 'tools/dataset_converters/pack_images.py'
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mmcae.checkpoints import metadata_of
-from mmcae.models.tokenizers import PatchCodebook
+from mmcae.models.targets import PatchCodebook
 
 CONFIG = """
 default_scope = 'mmpretrain'
@@ -91,7 +91,7 @@ def test_predictions(task, digit_scenes, repository, run_tool, tmp_path, monkeyp
     """Two models beside the truth, from the real configs."""
     from mmengine.registry import MODELS, init_default_scope
 
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
 
     monkeypatch.chdir(digit_scenes.parents[1])
     config = repository / f'configs/digits/{task}_vit-digits.py'

@@ -144,7 +144,7 @@ def test_the_current_scope_needs_no_name(capsys):
     [
         (ModuleNotFoundError("No module named 'wandb'", name='wandb'), "No module named 'wandb', .*Remedy: pip install wandb$"),
         (ModuleNotFoundError("No module named 'cv2.x'", name='cv2.x'), 'Remedy: pip install opencv-python-headless'),
-        (ImportError('Please run "pip install mlflow" to install mlflow'), 'Please run "pip install mlflow".*collect_env'),
+        (ImportError('Please run "pip install mlflow" to install mlflow'), 'Please run "pip install mlflow".*commands.doctor'),
     ],
 )
 def test_missing_libraries(capsys, error, text):

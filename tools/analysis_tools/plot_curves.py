@@ -29,7 +29,7 @@ def main():
 
 
 def plot(args):
-    from mmcae.utils.arguments import FIGURES, check_arguments
+    from mmcae.commands.arguments import FIGURES, check_arguments
     from mmcae.visualization.curves import plot_curves, read_scalars
     from mmcae.visualization.sheet import save_picture
 

@@ -37,7 +37,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from mmcae.utils.arguments import check_arguments  # after the options are read: --help must not wait for torch
+    from mmcae.commands.arguments import check_arguments  # after the options are read: --help must not wait for torch
     from mmcae.utils.errors import one_line_errors
 
     with one_line_errors():
@@ -47,7 +47,7 @@ def main():
 
 def compare(args):
     from mmcae.utils import benchmark
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
     from mmcae.utils.errors import ConfigError
 
     device = benchmark.device_of(args.device)

@@ -71,7 +71,7 @@ def build(args, ours, dtype, tokenizer=None, tokenizer_dtype=None, compile=False
 
 
 def our_config(args, tokenizer, tokenizer_dtype):
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
 
     cfg = load_config(RECIPE)
     heads = max(1, args.width // 64)

@@ -47,7 +47,7 @@ def parse_args():
 
 def main():
     args = parse_args()
-    from mmcae.utils.arguments import check_arguments  # after the options are read: --help must not wait for torch
+    from mmcae.commands.arguments import check_arguments  # after the options are read: --help must not wait for torch
     from mmcae.utils.errors import one_line_errors
 
     with one_line_errors():
@@ -131,9 +131,9 @@ def contenders(folder, packed):
 
     import mmcae.datasets  # noqa: F401
     from mmcae import compat
-    from mmcae.datasets import packing
+    from mmcae.datasets.sources import packing
     from mmcae.registry import DATASETS
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
 
     compat.import_mmpretrain()
     if DefaultScope.get_current_instance() is None:
@@ -196,7 +196,7 @@ def normalise(who, loader, device, rounds):
     """Seconds per image from a batch as the loader gives it to the model's input: copied to the device, as float, normalised."""
     from mmcae.registry import MODELS
     from mmcae.utils import benchmark
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
 
     cfg = dict(load_config(RECIPE).data_preprocessor, to_rgb=who == THEIRS)
     preprocessor, batch = MODELS.build(cfg).to(device), next(iter(loader))

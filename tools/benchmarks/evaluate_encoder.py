@@ -50,10 +50,10 @@ def main():
 
 
 def evaluate(args):
-    from mmcae.evaluation import protocols as core
+    from mmcae.commands import evaluate as core
+    from mmcae.commands.jobs import JobFailed, JobRunner
+    from mmcae.engine.launch import require_checkpoint
     from mmcae.utils.files import write_file
-    from mmcae.utils.jobs import JobFailed, JobRunner
-    from mmcae.utils.runner import require_checkpoint
 
     if args.checkpoint != core.RANDOM:
         require_checkpoint(args.checkpoint)

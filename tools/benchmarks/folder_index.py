@@ -35,7 +35,7 @@ def main():
         return
     if args.files < 1:
         parser.error('--files must be positive')
-    from mmcae.utils.arguments import check_arguments  # after the options are read: --help must not wait for torch
+    from mmcae.commands.arguments import check_arguments  # after the options are read: --help must not wait for torch
     from mmcae.utils.errors import one_line_errors
 
     with one_line_errors():

@@ -83,7 +83,7 @@ def main():
 
 
 def pack(args):
-    from mmcae.datasets import packing
+    from mmcae.datasets.sources import packing
     from mmcae.utils.errors import DataError
 
     if args.destination.resolve().is_relative_to(args.source.resolve()):
@@ -119,7 +119,7 @@ def parts(args, paths):
     """What to pack: name of the folder below the destination, its paths, and what makes it so."""
     if args.split_by is None:
         return [('', paths, {})]
-    from mmcae.datasets.group_split import group_split, groups_of
+    from mmcae.datasets.sources.group_split import group_split, groups_of
 
     sides = group_split(paths, args.split_by, args.val_share, args.seed)
     groups = groups_of(paths, args.split_by)
@@ -133,8 +133,8 @@ def parts(args, paths):
 
 
 def verify(folder):
-    from mmcae.datasets import packing
-    from mmcae.datasets.shards import MANIFEST
+    from mmcae.datasets.sources import packing
+    from mmcae.datasets.sources.shards import MANIFEST
     from mmcae.utils.errors import DataError
     from mmcae.utils.progress import Display
 

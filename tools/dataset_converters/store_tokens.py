@@ -49,11 +49,11 @@ def store(args):
     import mmcae.models  # noqa: F401
     from mmcae import compat
     from mmcae.datasets import check_data
-    from mmcae.datasets.store_tokens import UNREADABLE, RandomViews, fill, fingerprint
-    from mmcae.datasets.token_store import Manifest
+    from mmcae.datasets.sources.store_tokens import UNREADABLE, RandomViews, fill, fingerprint
+    from mmcae.datasets.sources.token_store import Manifest
     from mmcae.registry import DATASETS, MODELS
     from mmcae.utils.benchmark import device_of
-    from mmcae.utils.config import load_config
+    from mmcae.utils.configs.loading import load_config
     from mmcae.utils.errors import ConfigError, DataError
 
     compat.import_mmpretrain()

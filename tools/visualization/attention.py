@@ -28,7 +28,7 @@ def main():
 def draw(args):
     from mmcae.apis import load_encoder_and_view
     from mmcae.apis.images import load_image
-    from mmcae.utils.arguments import PICTURES, check_arguments
+    from mmcae.commands.arguments import PICTURES, check_arguments
     from mmcae.visualization.attention import attention_maps, attention_sheet
     from mmcae.visualization.sheet import save_picture
 

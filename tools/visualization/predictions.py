@@ -31,9 +31,9 @@ def main():
 
 
 def draw(args):
-    from mmcae.utils.arguments import PICTURES, check_arguments
-    from mmcae.utils.config import load_config
-    from mmcae.utils.runner import require_checkpoint
+    from mmcae.commands.arguments import PICTURES, check_arguments
+    from mmcae.engine.launch import require_checkpoint
+    from mmcae.utils.configs.loading import load_config
     from mmcae.visualization.predictions import prediction_sheet
     from mmcae.visualization.sheet import save_picture
 

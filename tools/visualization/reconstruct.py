@@ -31,7 +31,7 @@ def main():
 
 def draw(args):
     from mmcae.apis import load_pretrained, reconstruct
-    from mmcae.utils.arguments import PICTURES, check_arguments
+    from mmcae.commands.arguments import PICTURES, check_arguments
     from mmcae.visualization.reconstruction import reconstruction_sheet
     from mmcae.visualization.sheet import save_picture
 

@@ -7,8 +7,8 @@ from mmengine import fileio
 from mmseg.datasets.transforms import LoadAnnotations
 
 from ...utils.errors import ConfigError, DataError
-from ..image_headers import read_header
-from ..label_maps import one_channel, read_label_map
+from ..sources.image_headers import read_header
+from ..sources.label_maps import one_channel, read_label_map
 from .image_file import TURNS, turned
 
 
@@ -31,8 +31,9 @@ class LoadLabelMap(LoadAnnotations):
 
     Raises:
         ConfigError: ``remap`` has others than whole numbers, or leads outside 0 to 255; ``drawn_on`` is none of these.
-        DataError: See :func:`~mmcae.datasets.label_maps.read_label_map`; or a number is outside 0 to 255, the map has another size than its
-            image, or nothing tells on what it was drawn. The message names the file and the number.
+        DataError: See :func:`mmcae.datasets.sources.label_maps.read_label_map`; or a number is
+            outside 0 to 255, the map has another size than its image, or nothing tells on what it was drawn. The message names the file and
+            the number.
     """
 
     def __init__(self, remap=None, drawn_on=None, **settings):

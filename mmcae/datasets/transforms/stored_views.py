@@ -7,7 +7,7 @@ from mmcv.transforms import BaseTransform
 
 from ...registry import TRANSFORMS
 from ...utils.errors import ConfigError, DataError
-from ..token_store import TokenStore
+from ..sources.token_store import TokenStore
 from .two_view_crop import find_filter, height_width, resize
 
 

@@ -19,10 +19,10 @@ from ...compat import leave_distributed
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
-from ...utils.resume import RECORD, by_first_process, newest_checkpoint
 from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reader import make_plain
 from ..reconcile import reconcile
+from ..resume import RECORD, by_first_process, newest_checkpoint
 
 RECOVERY = 'recovery_{}.pth'
 KEPT = 2  # recovery checkpoints; while a third is written, both are there

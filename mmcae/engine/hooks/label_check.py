@@ -68,7 +68,7 @@ class CheckLabels(Hook):
 
     def check_dataset(self, dataset, model, name, complete=True, trained=False):
         """Compare the number of classes, and read label maps; with `complete` every image needs one, with `trained` two classes or more."""
-        from ...datasets.label_statistics import look_at_labels  # needs mmseg
+        from ...datasets.sources.label_statistics import look_at_labels  # needs mmseg
 
         segmentor = segmentor_of(model)
         classes, wanted, ignored = dataset.metainfo.get('classes'), segmentor.num_classes, segmentor.decode_head.ignore_index
@@ -111,7 +111,7 @@ class CheckLabels(Hook):
 
     def check_batch(self, data_batch, model):
         """Check the label ids of what a dataloader gives, test-time augmentation included."""
-        from ...datasets.label_statistics import no_classes
+        from ...datasets.sources.label_statistics import no_classes
 
         segmentor = segmentor_of(model)
         for sample in flat(data_batch['data_samples']):

@@ -5,8 +5,8 @@ from mmpretrain.models.heads import LinearClsHead
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..layers import LAYER_NORM_EPS
-from ..regressor import CrossAttention
+from ..encoders.layers import LAYER_NORM_EPS
+from ..methods.regressor import CrossAttention
 
 # Cut at four standard deviations: mmengine's own cut at +-2 lets about one weight in 15 million be -2.
 INIT = dict(type='TruncNormal', layer='Linear', std=0.02, a=-0.08, b=0.08, override=dict(type='Normal', name='fc', std=0.01))

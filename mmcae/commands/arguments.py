@@ -1,0 +1,88 @@
+"""Checks of what a tool's command line asks for, before anything slow begins: numbers, and places to write to."""
+
+import math
+import os
+from pathlib import Path
+
+from ..utils.errors import ConfigError
+
+PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.pdf')
+FIGURES = (*PICTURES, '.svg')
+
+
+def check_arguments(args, at_least=None, shares=(), outputs=None):
+    """Refuse numbers that cannot be, and files that cannot be written.
+
+    Args:
+        args (argparse.Namespace): The options as they were parsed. Those that are None are left alone; of lists every item is checked.
+        at_least (dict[str, int], optional): The lowest number by the name of the option.
+        shares (Iterable[str]): Options that lie between 0 and 1, both excluded.
+        outputs (dict[str, Iterable[str]], optional): What the name of a file to be written may end in, by option; nothing: anything.
+
+    Raises:
+        ConfigError: Names the option, its value, and what is expected.
+    """
+    for name, lowest in (at_least or {}).items():
+        for value in values_of(args, name):
+            if not value >= lowest or math.isinf(value):
+                raise ConfigError(f'{option(name)} {value}: expected a number, at least {lowest}')
+    for name in shares:
+        for value in values_of(args, name):
+            if not 0 < value < 1:
+                raise ConfigError(f'{option(name)} {value}: expected a number between 0 and 1')
+    for name, suffixes in (outputs or {}).items():
+        for value in values_of(args, name):
+            check_output(value, option(name), suffixes)
+
+
+def values_of(args, name):
+    """The values of an option: none, one or several."""
+    value = getattr(args, name)
+    if value is None:
+        return ()
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+def option(name):
+    """What an option is called on the command line."""
+    return f'--{name.replace("_", "-")}'
+
+
+def check_output(path, name, suffixes=()):
+    """Refuse a file that cannot be written; its folders need not exist.
+
+    Args:
+        path (str | Path): The file.
+        name (str): The option, for messages.
+        suffixes (Iterable[str]): What its name may end in; nothing: anything.
+
+    Raises:
+        ConfigError: It is a folder, its name ends in something else, or it lies below a file or in a folder that may not be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f'{name} {path} is a folder: name a file in it')
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ConfigError(f'{name} {path}: the name must end in {", ".join(suffixes)}')
+    check_output_folder(path.absolute().parent, f'{name} {path}')
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ConfigError(f'{name} {path} cannot be written: no permission')
+
+
+def check_output_folder(path, name):
+    """Refuse a folder in which nothing can be written; it need not exist.
+
+    Args:
+        path (str | Path): The folder.
+        name (str): The option and its value, for messages.
+
+    Raises:
+        ConfigError: It is a file or lies below one, or may not be written.
+    """
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ConfigError(f'{name} cannot be written: {folder} is a file')
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f'{name} cannot be written: no permission in {folder}')

@@ -1,0 +1,1 @@
+"""COCO's annotation files, checked before anything is learnt from them."""

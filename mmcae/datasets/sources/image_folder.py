@@ -1,0 +1,105 @@
+"""Unlabelled images: a folder with everything below it, or a list of files."""
+
+import os
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from ...registry import DATASETS
+from ...utils.errors import DataError
+from ...utils.text_files import read_bytes
+from .bad_files import ReplaceBadFiles
+from .fingerprint import split
+from .folder_index import folder_index, left_out
+
+EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.bmp', '.ppm', '.pgm')
+
+
+@DATASETS.register_module()
+class ImageFolder(ReplaceBadFiles, BaseDataset):
+    """All images below a folder, whatever their folders are called, or those of a list: `dict(img_path=...)` for the pipeline.
+
+    Folders of millions of files are looked through once; an index remembers them and notices changes, see
+    :mod:`.folder_index`. Names that begin with a dot are left out, symbolic links are followed once, the order depends on
+    the names alone. Files that cannot be read are replaced and reported, see :class:`.bad_files.ReplaceBadFiles`.
+
+    The paths are kept as one buffer of bytes (mmengine's `data_bytes`, with `data_address`), so that loader workers share them.
+
+    Args:
+        data_root (str): The folder.
+        data_prefix (str): Another folder in it, to take only what is below that. Defaults to ''.
+        ann_file (str): A text file with one path per line instead, relative to the folder or absolute; relative itself to `data_root`.
+            Nothing is looked for then: every line counts, and what is not there shows as a file that cannot be read. Defaults to ''.
+        extensions (Sequence[str]): What the names of images end in, in any case. Has no meaning with `ann_file`.
+        **kwargs: mmengine's BaseDataset: pipeline, indices, test_mode, metainfo, lazy_init.
+
+    Raises:
+        DataError: The folder or list does not exist, or there is no image in it.
+    """
+
+    def __init__(self, data_root='', data_prefix='', ann_file='', extensions=EXTENSIONS, **kwargs):
+        self.extensions = tuple(extensions)
+        super().__init__(ann_file=ann_file, data_root=data_root, data_prefix=dict(img_path=data_prefix), serialize_data=True, **kwargs)
+
+    @property
+    def folder(self):
+        """What the paths are relative to."""
+        path = self.data_prefix['img_path']
+        return path.rstrip('/') or path or '.'
+
+    def full_init(self):
+        """Find the images; mmengine calls it."""
+        if self._fully_initialized:
+            return
+        self.data_bytes, self.data_address = self.listed() if self.ann_file else self.indexed()
+        self._fully_initialized = True
+        if self._indices is not None:
+            self.get_subset_(self._indices)
+
+    def indexed(self):
+        """Paths relative to the folder, from its index: all of them as bytes, and where each one ends."""
+        index = folder_index(self.folder, self.extensions)
+        if not len(index):
+            raise DataError(
+                f'There is no image in {self.folder}{left_out(index.facts)}. Images are files whose names end in '
+                f'{", ".join(self.extensions)}: set data_root to their folder, or extensions to their endings'
+            )
+        return index.arrays['names'], index.arrays['ends']
+
+    def listed(self):
+        """The same from the list."""
+        try:
+            paths = [line for line in read_bytes(self.ann_file).splitlines() if line.strip()]
+        except DataError as error:
+            raise DataError(f'The list {error}. Set ann_file to a text file of paths') from error
+        if not paths:
+            raise DataError(f'The list {self.ann_file} is empty: write one path per line, relative to {self.folder} or absolute')
+        first = os.path.join(self.folder, os.fsdecode(paths[0]))
+        if not os.path.exists(first):
+            raise DataError(
+                f'{first}, the first of the list {self.ann_file}, does not exist: its lines must be absolute, or relative to {self.folder} '
+                '(data_root and data_prefix)'
+            )
+        print_log(f'{len(paths):,} images from the list {self.ann_file}', 'current')
+        return np.frombuffer(b''.join(paths), np.uint8), np.cumsum([len(path) for path in paths])
+
+    def sample_names(self):
+        """The paths of all samples as they are kept, list[bytes]."""
+        return split(self.data_bytes, self.data_address)
+
+    def get_data_info(self, idx):
+        """Path of a sample.
+
+        Args:
+            idx (int): From 0 to the number of images; or from the end, if negative.
+
+        Returns:
+            dict: `img_path` and `sample_idx`.
+        """
+        if not self._fully_initialized:
+            self.full_init()
+        idx = idx + len(self) if idx < 0 else idx
+        start = int(self.data_address[idx - 1]) if idx else 0
+        name = os.fsdecode(self.data_bytes[start : int(self.data_address[idx])].tobytes())
+        return dict(img_path=os.path.join(self.folder, name), sample_idx=idx)

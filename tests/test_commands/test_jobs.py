@@ -1,0 +1,271 @@
+"""The job runner: order, lanes, what is kept, what a failure and an interruption leave behind; with real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from mmcae.commands.jobs import (
+    Job,
+    JobFailed,
+    JobRunner,
+    finish_time,
+    in_order,
+    ranks,
+    read_eta,
+    shown,
+)
+from mmcae.utils.errors import DataError
+from mmcae.utils.locks import locked
+
+
+def script(text):
+    return ('python', '-c', text)
+
+
+def append(path, word):
+    """A command that adds a word to a file when it begins and again, in capitals, when it ends."""
+    return ('bash', '-c', 'echo "$1" >> "$0"; sleep .3; echo "${1^^}" >> "$0"', str(path), word)
+
+
+def touch(path):
+    return ('bash', '-c', 'printf x >> "$0"', str(path))
+
+
+def test_jobs_run_after_what_they_need(tmp_path):
+    log = tmp_path / 'order'
+    jobs = [
+        Job('c', 'third', append(log, 'c'), needs=('b',)),
+        Job('b', 'second', append(log, 'b'), needs=('a',)),
+        Job('a', 'first', append(log, 'a')),
+    ]
+    JobRunner(jobs, tmp_path / 'out', lanes=3).run()
+    assert log.read_text().split() == ['a', 'A', 'b', 'B', 'c', 'C']
+
+
+@pytest.mark.parametrize('lanes, at_once', [(1, 1), (2, 2)])
+def test_as_many_run_at_once_as_there_are_lanes(tmp_path, lanes, at_once):
+    log = tmp_path / 'order'
+    JobRunner([Job(name, name, append(log, name)) for name in 'abcd'], tmp_path / 'out', lanes=lanes).run()
+    running, most = 0, 0
+    for word in log.read_text().split():
+        running += 1 if word.islower() else -1
+        most = max(most, running)
+    assert most == at_once
+
+
+def test_the_job_that_most_waits_for_starts_first(tmp_path):
+    log = tmp_path / 'order'
+    jobs = [
+        Job('short', 'short', append(log, 'short'), seconds=5),
+        Job('head', 'head', append(log, 'head'), seconds=1),
+        Job('tail', 'tail', append(log, 'tail'), seconds=10, needs=('head',)),
+    ]
+    JobRunner(jobs, tmp_path / 'out', lanes=1).run()
+    assert [word for word in log.read_text().split() if word.islower()] == ['head', 'tail', 'short']
+
+
+def test_environment_and_log(tmp_path):
+    job = Job('group/one', 'one', script('import os; print("threads", os.environ["OMP_NUM_THREADS"])'))
+    runner = JobRunner([job], tmp_path, env={'OMP_NUM_THREADS': '7'})
+    runner.run()
+    assert (tmp_path / 'group/one/job.log').read_text() == 'threads 7\n'
+    assert runner.record('group/one')['command'].endswith("""-c 'import os; print("threads", os.environ["OMP_NUM_THREADS"])'""")
+
+
+class Project:
+    """Three jobs, a <- b and c, that count how often each ran."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.jobs = [
+            Job('a', 'a', touch(folder / 'a.txt'), outputs=(str(folder / 'a.txt'),), content='one'),
+            Job('b', 'b', touch(folder / 'b.txt'), needs=('a',)),
+            Job('c', 'c', touch(folder / 'c.txt')),
+        ]
+
+    def run(self):
+        JobRunner(self.jobs, self.folder / 'out', lanes=2).run()
+        return tuple(len((self.folder / f'{name}.txt').read_text()) for name in 'abc')
+
+
+def test_finished_jobs_are_kept(tmp_path):
+    project = Project(tmp_path)
+    assert project.run() == (1, 1, 1)
+    assert project.run() == (1, 1, 1)
+
+
+def test_a_change_repeats_a_job_and_what_needs_it(tmp_path):
+    project = Project(tmp_path)
+    project.run()
+    project.jobs[0] = replace(project.jobs[0], content='two')
+    assert project.run() == (2, 2, 1)
+
+
+def test_a_lost_output_is_made_again(tmp_path):
+    project = Project(tmp_path)
+    project.run()
+    (tmp_path / 'a.txt').unlink()
+    assert project.run() == (1, 2, 1)
+
+
+def test_a_job_starts_with_an_empty_folder(tmp_path):
+    command = script(f'import os; print(sorted(os.listdir({str(tmp_path / "a")!r})))')
+    JobRunner([Job('a', 'a', command)], tmp_path).run()
+    (tmp_path / 'a' / 'left_over').touch()
+    (tmp_path / 'a' / 'job.json').unlink()
+    JobRunner([Job('a', 'a', command)], tmp_path).run()
+    assert (tmp_path / 'a/job.log').read_text() == "['job.log']\n"
+
+
+def test_a_failure_stops_the_others_and_shows_the_log_and_the_command(tmp_path):
+    jobs = [
+        Job('good', 'good', touch(tmp_path / 'good.txt'), seconds=100),
+        Job('bad', 'the bad one', script('print("what went wrong"); raise SystemExit(3)'), seconds=90),
+        Job('long', 'long', script('import time; time.sleep(60)'), seconds=95),
+        Job('never', 'never', touch(tmp_path / 'never.txt'), needs=('bad',)),
+    ]
+    began = time.time()
+    with pytest.raises(JobFailed) as caught:
+        JobRunner(jobs, tmp_path / 'out', lanes=2).run()
+    assert time.time() - began < 30
+    message = str(caught.value)
+    assert 'what went wrong' in message and 'exit code 3' in message and 'the bad one' in message and 'job.log' in message
+    assert shown(jobs[1].command) in message
+    assert not (tmp_path / 'never.txt').exists()
+    # The next run keeps what was good and tries the bad one again.
+    jobs[1] = replace(jobs[1], command=touch(tmp_path / 'bad.txt'))
+    jobs[2] = replace(jobs[2], command=touch(tmp_path / 'long.txt'))
+    JobRunner(jobs, tmp_path / 'out', lanes=2).run()
+    assert (tmp_path / 'good.txt').read_text() == 'x' and (tmp_path / 'never.txt').exists()
+
+
+def test_a_job_that_does_not_write_its_output_has_failed(tmp_path):
+    with pytest.raises(JobFailed, match='did not write .*nothing.txt'):
+        JobRunner([Job('a', 'a', script('pass'), outputs=(str(tmp_path / 'nothing.txt'),))], tmp_path / 'out').run()
+
+
+RUN_FOREVER = """
+import sys
+from mmcae.commands.jobs import Job, JobRunner
+JobRunner([Job('a', 'a', ('bash', '-c', 'sleep 60 & echo $$ $! > "$0"; wait', sys.argv[1] + '/pids'))], sys.argv[1] + '/out').run()
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_that_was_started(tmp_path, number):
+    process = subprocess.Popen([sys.executable, '-c', RUN_FOREVER, str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    pids = wait_for_text(tmp_path / 'pids', words=2)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert not any(is_alive(int(pid)) for pid in pids)
+
+
+def test_one_folder_serves_one_run_at_a_time(tmp_path):
+    job = Job('a', 'a', script('pass'))
+    with locked(tmp_path), pytest.raises(DataError, match=f'{tmp_path} is in use by process {os.getpid()}'):
+        JobRunner([job], tmp_path).run()
+    JobRunner([job], tmp_path).run()
+
+
+def wait_for_text(path, words):
+    for _ in range(300):
+        if path.exists() and len(path.read_text().split()) == words:
+            return path.read_text().split()
+        time.sleep(0.1)
+    pytest.fail(f'{path} was not written')
+
+
+def is_alive(pid):
+    try:
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+def test_jobs_that_cannot_be_ordered_are_refused():
+    with pytest.raises(ValueError, match='wait for each other'):
+        in_order([Job('a', 'a', (), needs=('b',)), Job('b', 'b', (), needs=('a',))])
+    with pytest.raises(ValueError, match='not there'):
+        in_order([Job('a', 'a', (), needs=('ghost',))])
+    with pytest.raises(ValueError, match='same name'):
+        in_order([Job('a', 'a', ()), Job('a', 'a', ())])
+
+
+def test_finish_time_goes_through_the_run():
+    jobs = in_order(
+        [
+            Job('root', '', (), seconds=10),
+            Job('x', '', (), seconds=30, needs=('root',)),
+            Job('y', '', (), seconds=20, needs=('root',)),
+            Job('z', '', (), seconds=25),
+        ]
+    )
+    rank, full = ranks(jobs), {name: job.seconds for name, job in jobs.items()}
+    assert rank == {'root': 40, 'x': 30, 'y': 20, 'z': 25}
+    # Two lanes: root (0-10) then x (10-40); z (0-25) then y (25-45).
+    assert finish_time(full, jobs, 2, [], rank) == 45
+    assert finish_time(full, jobs, 1, [], rank) == 85
+    # root is done, x runs and needs 5 more; z starts at once beside it, y after x.
+    assert finish_time({'x': 5, 'y': 24, 'z': 25}, jobs, 2, ['x'], rank) == 29
+    assert finish_time({}, jobs, 2, [], rank) == 0
+
+
+def test_the_time_left_is_read_from_the_training_log(tmp_path):
+    log = tmp_path / 'job.log'
+    log.write_text('Loads checkpoint\n')
+    assert read_eta(log) is None
+    log.write_text(
+        '2026/01/01 00:00:00 - mmengine - INFO - Iter(train) [ 10/450]  lr: 1.0e-03  eta: 0:03:20  time: 0.45\n'
+        '2026/01/01 00:00:09 - mmengine - INFO - Iter(val) [10/20]  eta: 0:00:01  time: 0.1\n'
+    )
+    now = time.time()
+    os.utime(log, (now - 50, now - 50))
+    assert read_eta(log) == pytest.approx(150, abs=2)
+    log.write_text('- INFO - Epoch(train)  [1][10/450]  eta: 1 day, 1:00:00  time: 0.45\n')
+    assert read_eta(log) == pytest.approx(25 * 3600, abs=2)
+
+
+def test_the_guess_follows_the_speed_so_far(tmp_path):
+    jobs = [Job('a', 'a', script('pass'), seconds=100), Job('b', 'b', script('pass'), seconds=100)]
+    runner = JobRunner(jobs, tmp_path)
+    assert runner.remaining('b') == 100
+    runner.done.add('a')
+    runner.folder_of('a').mkdir()
+
+    def after(seconds):
+        (runner.folder_of('a') / 'job.json').write_text(json.dumps(dict(seconds=seconds)))
+        return runner.remaining('b')
+
+    assert after(220.0) == pytest.approx(200)
+    assert runner.status().startswith('1/2 done, about 3:20 left')
+    assert after(100.0) == pytest.approx(100)
+    assert 40 < after(40.0) < 70
+    assert after(1.0) > 95  # it found nothing to do
+
+
+def test_a_running_job_that_tells_corrects_the_others(tmp_path):
+    jobs = [Job('a', 'a', script('pass'), seconds=100), Job('b', 'b', script('pass'), seconds=100)]
+    runner = JobRunner(jobs, tmp_path)
+    runner.running['a'] = (None, time.time() - 80)
+    runner.folder_of('a').mkdir()
+    runner.log_of('a').write_text('Starting\n')
+    assert runner.remaining('a') == pytest.approx(20, abs=1) and runner.remaining('b') == pytest.approx(100, abs=1)
+    runner.log_of('a').write_text('Iter(train) [ 10/450]  eta: 0:03:40  time: 0.45\n')
+    assert runner.remaining('a') == pytest.approx(220, abs=2) and runner.remaining('b') == pytest.approx(260, abs=3)
+    assert 'a 27 %' in runner.status()
+
+
+def test_commands_as_people_write_them(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'executable', str(tmp_path / '.venv/bin/python'))
+    assert shown(('python', 'tools/train.py', 'a b')) == ".venv/bin/python tools/train.py 'a b'"
+    monkeypatch.setattr(sys, 'executable', '/elsewhere/python')
+    assert shown(('make', 'python')) == 'make python'
