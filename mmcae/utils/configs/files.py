@@ -26,6 +26,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmengine.utils import import_modules_from_strings
 
 from ..errors import ConfigError, InputError
+from ..packaged import packaged_base
 from ..text_files import has_mark, parse_json, parse_yaml, read_text
 from .variables import Assignments
 
@@ -140,7 +141,7 @@ def read_chain(path, assignments, chain=()):
     bases, texts = ConfigDict(), []
     for base in base_files(content, path):
         with located(path):
-            base, scope = Config._get_cfg_path(base, path)
+            base, scope = Config._get_cfg_path(packaged_base(base), path)
         if not os.path.isfile(base):
             raise ConfigError(f'{path} builds on {base}, which does not exist: correct _base_')
         settings, text, used = read_chain(os.path.abspath(base), assignments, (*chain, path))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ... import compat
 from ..errors import ConfigError, DependencyError, InputError, nearest
+from ..packaged import find_config
 from ..text_files import read_plainly
 from .files import TOP_LEVEL, read_config_file
 from .options import about_variable, apply_option, is_variable, parse_option, split_options
@@ -33,7 +34,7 @@ def load_config(path, options=()):
     """Read a config file, apply changes from the command line, and check that it can run.
 
     Args:
-        path (str | Path): A config file (.py, .yaml, .json).
+        path (str | Path): A config file (.py, .yaml, .json), or the name of a packaged one, see :func:`mmcae.utils.packaged.find_config`.
         options (Iterable[str]): Changes, as in `['data_root=/path', 'train_dataloader.batch_size=8', 'model.backbone.out_indices=[1,3]']`.
             Variables of the config files, such as data_root, are set first and everything that is made of them follows, see
             :mod:`mmcae.utils.configs.variables`; the rest changes what comes out.
@@ -66,7 +67,7 @@ def read_config(path, assignments=None):
     """Read a config file.
 
     Args:
-        path (str | Path): The file.
+        path (str | Path): As for :func:`load_config`.
         assignments (Assignments, optional): New values of its variables.
 
     Returns:
@@ -75,33 +76,13 @@ def read_config(path, assignments=None):
     Raises:
         ConfigError: It is absent or cannot be read.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise ConfigError(f'There is no config {path}: it is a folder, name a file in it')
-    if not path.is_file():
-        raise ConfigError(f'There is no config {path}{nearest_config(path)}')
+    path = find_config(path)
     try:
         return read_config_file(path, assignments)
     except InputError:
         raise
     except Exception as error:  # from mmengine's reader of configs with imports
         raise ConfigError(f'{path} cannot be read: {type(error).__name__}: {error}') from error
-
-
-def nearest_config(path):
-    """The end of a message about a config that does not exist: the most similar ones, here and in mmcae's own configs/.
-
-    Args:
-        path (Path): What was asked for.
-
-    Returns:
-        str: Such as "; did you mean 'configs/cae/x.py'?", or ''.
-    """
-    own = Path(__file__).resolve().parents[3] / 'configs'
-    folders = [Path('configs') if Path('configs').is_dir() else own, path.parent]
-    found = {file.stem: str(file) for folder in folders if folder.is_dir() for file in folder.glob('**/*.py')}
-    matches = difflib.get_close_matches(path.stem, found, n=3)
-    return f'; did you mean {" or ".join(repr(found[match]) for match in matches)}?' if matches else ''
 
 
 def check_config(cfg):
