@@ -30,6 +30,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['mmcae', 'mmcae.*']),
     python_requires='>=3.10',
+    entry_points=dict(console_scripts=['mmcae = mmcae.commands.main:main']),
     install_requires=requirements('runtime'),
     # Two stacks with the same import names, of which one must be there; that is why neither is a core requirement.
     extras_require={name: requirements(name) for name in ('openmmlab', 'onedl', 'deepspeed', 'tests')},

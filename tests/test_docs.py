@@ -10,10 +10,12 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from mmcae.commands.main import COMMANDS, make_parser
 from mmcae.utils.configs.loading import last_checkpoint, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,6 +67,8 @@ def check(words):
         check_module(arguments[1])
     elif program in ('python', '.venv/bin/python', 'bash') and arguments[0].startswith('tools/'):
         check_tool(*arguments)
+    elif program == 'mmcae':
+        check_command(*arguments)
     elif program == 'pip':
         check_extras(arguments)
     else:
@@ -73,6 +77,20 @@ def check(words):
 
 def check_module(name):
     assert importlib.util.find_spec(name) is not None
+
+
+def check_command(name, *arguments):
+    """A command of mmcae with its arguments: they are parsed, and changes of configs are made."""
+    assert name in COMMANDS, f'mmcae has no command {name}'
+    module = import_module(f'mmcae.commands.{name}')
+    if hasattr(module, 'main'):
+        return
+    try:
+        args = make_parser(module).parse_intermixed_args(arguments)
+    except SystemExit as error:
+        raise AssertionError(f'mmcae {name} {shlex.join(arguments)} is refused') from error
+    if hasattr(args, 'changes') and not PLACEHOLDER.fullmatch(args.config):
+        load_config(args.config, [*args.changes, *args.cfg_options])
 
 
 def check_tool(tool, *arguments):
@@ -151,6 +169,8 @@ def test_script_of_the_histology_page(tmp_path):
         ('python tools/demo.py --seed 3', 'no option --seed'),
         ('python tools/train.py configs/digits/nothing.py', 'nothing.py'),
         ('pip install -e .[everything]', 'no extra everything'),
+        ('mmcae tarin CONFIG', 'no command tarin'),
+        ('mmcae train CONFIG --resumee', 'resumee'),
         ('rm -rf x', 'teach'),
     ],
 )

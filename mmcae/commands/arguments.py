@@ -10,6 +10,12 @@ PICTURES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.pdf')
 FIGURES = (*PICTURES, '.svg')
 
 
+def add_changes(parser):
+    """The arguments of a command that changes a config: `key=value` anywhere, or behind `--cfg-options` as OpenMMLab has it."""
+    parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes of the config')
+    parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='the same, as users of OpenMMLab write it')
+
+
 def check_arguments(args, at_least=None, shares=(), outputs=None):
     """Refuse numbers that cannot be, and files that cannot be written.
 
@@ -86,3 +92,24 @@ def check_output_folder(path, name):
         raise ConfigError(f'{name} cannot be written: {folder} is a file')
     if not os.access(folder, os.W_OK):
         raise ConfigError(f'{name} cannot be written: no permission in {folder}')
+
+
+def device_of(name):
+    """The device that an option such as `--device` names.
+
+    Args:
+        name (str | None): Such as 'cpu' or 'cuda'; None: a GPU where there is one, else the CPU.
+
+    Returns:
+        torch.device: It is there.
+
+    Raises:
+        ConfigError: This machine has no such device.
+    """
+    import torch
+
+    if name is None:
+        name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise ConfigError('--device cuda: torch sees no GPU on this machine; use --device cpu')
+    return torch.device(name)

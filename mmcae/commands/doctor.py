@@ -1,6 +1,9 @@
-"""What mmcae finds on this machine, what is missing or broken, and the remedy: `python -m mmcae.commands.doctor`.
+"""What mmcae finds on this machine, what is missing or broken, and the remedy.
 
-Exit code 0 if everything mmcae needs is there, else 1. It runs, above all, where `import mmcae` does not.
+    mmcae doctor
+    python -m mmcae.commands.doctor     # the same
+
+Exit code 0 if everything mmcae needs is there, else 1. It runs, above all, where nothing else does.
 """
 
 import functools
@@ -55,7 +58,11 @@ def _describe(module):
     return text
 
 
-def main():
+def add_arguments(parser):
+    pass
+
+
+def run(args=None):
     """Print the findings, then what to do."""
     found, remedies = collect()
     width = max(len(name) for name, _ in found)
@@ -66,8 +73,8 @@ def main():
         print(f'! {remedy}')
     if not remedies:
         print('Everything mmcae needs is here.')
-    return 1 if remedies else 0
+    sys.exit(bool(remedies))
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    run()

@@ -4,9 +4,9 @@ The processes are forked from pytest, which has the libraries imported: they run
 seconds faster.
 """
 
-import importlib.util
 import os
 import re
+import runpy
 import signal
 import socket
 import sys
@@ -128,11 +128,8 @@ class Training:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             for limit in limits:
                 limit()
-            spec = importlib.util.spec_from_file_location('train', tool)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
             sys.argv = [str(tool), *map(str, arguments)]
-            module.main()
+            runpy.run_path(str(tool), run_name='__main__')
             code = 0
         except SystemExit as stop:
             code = stop.code

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from mmcae.commands.jobs import in_order
+from mmcae.commands.jobs import JobRunner
 from mmcae.utils.configs.loading import load_config
 
 ENCODERS = ['random', 'cae', 'cae_no_align', 'mae']
@@ -56,11 +56,10 @@ folder.mkdir(parents=True, exist_ok=True)
 
 
 def load_demo(root, monkeypatch):
-    """tools/demo.py of a checkout as a module, in that checkout's folder."""
+    """tools/demo/chain.py of a checkout as a module, in that checkout's folder."""
     monkeypatch.chdir(root)
-    spec = importlib.util.spec_from_file_location('demo', root / 'tools/demo.py')
+    spec = importlib.util.spec_from_file_location('chain', root / 'tools/demo/chain.py')
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, 'demo', module)
     spec.loader.exec_module(module)
     return module
 
@@ -71,7 +70,8 @@ def load_demo(root, monkeypatch):
 @pytest.fixture
 def jobs(monkeypatch, repository, tmp_path):
     """The plan of the full demo, in the order of its dependencies."""
-    return in_order(load_demo(repository, monkeypatch).plan(tmp_path / 'out', ENCODERS, 2))
+    runner = JobRunner(load_demo(repository, monkeypatch).plan(tmp_path / 'out', ENCODERS, 2), tmp_path / 'out')
+    return {name: runner.jobs[name] for name in runner.fingerprints}
 
 
 def test_every_command_names_tools_configs_and_options_that_exist(jobs, repository):
@@ -153,6 +153,7 @@ def pretended(repository, tmp_path):
         (root / 'tools' / name).parent.mkdir(parents=True, exist_ok=True)
         (root / 'tools' / name).write_text(text)
     shutil.copy(repository / 'tools/demo.py', root / 'tools/demo.py')
+    shutil.copytree(repository / 'tools/demo', root / 'tools/demo')
     (root / 'configs/digits').mkdir(parents=True)
     config = "train_cfg = dict(type='IterBasedTrainLoop', max_iters=5)\ntrain_dataloader = dict(dataset=dict(labels=1))\n"
     for name in CONFIGS.split():

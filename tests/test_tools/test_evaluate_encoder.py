@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from mmcae.commands import evaluate as core
+from mmcae.commands import protocols as core
 from mmcae.utils.errors import ConfigError
 
 TOOL = 'tools/benchmarks/evaluate_encoder.py'
@@ -93,10 +93,10 @@ def test_imagenet_configs_follow_the_width_and_use_all_gpus(repository, tmp_path
         protocols = core.protocols_for('imagenet', str(path))
         assert all(f'vit-{size}-' in protocol.config for protocol in protocols)
         options = core.split_options(['randomness.seed=2'], protocols)
-        jobs = {job.name: job for job in core.plan(repository, tmp_path, str(path), protocols, options, processes=8)}
+        jobs = {job.name: job for job in core.plan(tmp_path, str(path), protocols, options, processes=8)}
         assert set(jobs) == {'knn/test', *(f'{name}/{step}' for name in ('linear', 'attentive', 'finetune') for step in ('train', 'test'))}
         assert (
-            jobs['finetune/train'].command[:2] == ('bash', str(repository / 'tools/dist_train.sh'))
+            jobs['finetune/train'].command[:4] == ('python', '-m', 'torch.distributed.run', '--standalone')
             and '8' in jobs['finetune/train'].command
         )
         last = f'epoch_{100 if size == "base" else 50}.pth'

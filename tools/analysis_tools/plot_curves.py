@@ -1,42 +1,6 @@
-"""Plot what training runs logged, one line per run: losses and metrics, or the quantities you name.
+"""`mmcae curves`, where users of OpenMMLab look for it."""
 
-python tools/analysis_tools/plot_curves.py WORK_DIR [WORK_DIR ...] --out curves.png
-python tools/analysis_tools/plot_curves.py work_dirs/a work_dirs/b --keys loss_main lr --names "lr 1e-3" "lr 2e-3"
-"""
-
-import argparse
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('work_dirs', nargs='+', help='work dirs of training runs; of several runs in one the newest counts')
-    parser.add_argument('-o', '--out', default='curves.png', help='the picture to write (default: %(default)s)')
-    parser.add_argument('--keys', nargs='+', default=[], help='quantities to plot (default: losses and metrics logged more than once)')
-    parser.add_argument('--names', nargs='+', help='for the legend, one per work dir (default: the work dirs)')
-    args = parser.parse_args()
-    args.names = args.names or args.work_dirs
-    if len(set(args.names)) != len(args.work_dirs):
-        parser.error(f'--names needs a different name for each of the {len(args.work_dirs)} work dirs')
-    return args
-
-
-def main():
-    args = parse_args()
-    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
-
-    with one_line_errors():
-        plot(args)
-
-
-def plot(args):
-    from mmcae.commands.arguments import FIGURES, check_arguments
-    from mmcae.visualization.curves import plot_curves, read_scalars
-    from mmcae.visualization.sheet import save_picture
-
-    check_arguments(args, outputs=dict(out=FIGURES))
-    runs = {name: read_scalars(work_dir) for name, work_dir in zip(args.names, args.work_dirs, strict=True)}
-    save_picture(plot_curves(runs, args.keys), args.out)
-
+from mmcae.commands.main import run_command
 
 if __name__ == '__main__':
-    main()
+    run_command('curves')

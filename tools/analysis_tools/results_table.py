@@ -6,6 +6,7 @@ python tools/analysis_tools/results_table.py docs/results/digits_results.json --
 
 import argparse
 import re
+import sys
 from pathlib import Path
 
 BEGIN, END = '<!-- results: made by tools/analysis_tools/results_table.py -->', '<!-- end of results -->'
@@ -28,7 +29,9 @@ def main():
 
 def make(args):
     from mmcae.utils.errors import DataError
-    from mmcae.visualization.results import markdown, read_results, table
+
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'demo'))
+    from results import markdown, read_results, table
 
     text = markdown(table(read_results(args.results)))
     if args.into is None:

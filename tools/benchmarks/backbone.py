@@ -61,9 +61,9 @@ def main():
 
 
 def compare(args):
-    from mmcae.utils import benchmark
+    import timing
 
-    device = benchmark.device_of(args.device)
+    device = timing.device_of(args.device)
     rows, results = [], {}
     for size, batch_size in zip(args.sizes, args.batch_sizes, strict=True):
         models = build_all(args, size)
@@ -71,12 +71,12 @@ def compare(args):
         check(args, models, images)
         for mode in args.modes:
             runs = {name: partial(run, model, images, args.dtype, mode) for name, model in models.items()}
-            times = benchmark.take_turns(runs, args.rounds, device, clock=args.clock)
-            memory = {name: benchmark.peak_memory(build_run, args, name, size, batch_size, mode, device=device) for name in models}
+            times = timing.take_turns(runs, args.rounds, device, clock=args.clock)
+            memory = {name: timing.peak_memory(build_run, args, name, size, batch_size, mode, device=device) for name in models}
             setting = f'{size[0]}x{size[1]} {mode}'
             results[setting] = dict(seconds=times, peak_memory_mib=memory, time={}, memory={})
             for name in models:
-                relative = benchmark.ratio(times[name], times[MMPRETRAIN])
+                relative = timing.ratio(times[name], times[MMPRETRAIN])
                 results[setting]['time'][name] = relative
                 results[setting]['memory'][name] = memory[name] / memory[MMPRETRAIN]
                 rows.append(
@@ -86,14 +86,14 @@ def compare(args):
                         'mode': mode,
                         'backbone': name,
                         'seconds': statistics.median(times[name]),
-                        'time / BEiTViT': benchmark.show(relative),
+                        'time / BEiTViT': timing.show(relative),
                         'peak MiB': memory[name],
                         'memory / BEiTViT': memory[name] / memory[MMPRETRAIN],
                     }
                 )
         del models, runs
     bias = ' with relative position bias' if args.rel_pos_bias else ''
-    benchmark.report(
+    timing.report(
         f'ViT of {args.depth} blocks, {args.width} wide, patch 16{bias}, {args.dtype}, {args.clock} clock',
         rows,
         device,

@@ -46,11 +46,12 @@ def main():
 
 
 def compare(args):
-    from mmcae.utils import benchmark
+    import timing
+
     from mmcae.utils.configs.loading import load_config
     from mmcae.utils.errors import ConfigError
 
-    device = benchmark.device_of(args.device)
+    device = timing.device_of(args.device)
     cfg = load_config(args.config, args.cfg_options)
     settings = cfg.model.get('backbone', {})
     if settings.get('type') != 'mmcae.CAEViT':
@@ -59,18 +60,18 @@ def compare(args):
     divisor = cfg.model.get('data_preprocessor', {}).get('pad_size_divisor', 16)
     shape = (args.batch_size, settings.get('in_channels', 3), *(-(-pixels // divisor) * divisor for pixels in args.size))
     builds = {name: (settings, name == RECOMPUTED, shape, args.device, args.dtype) for name in (KEPT, RECOMPUTED)}
-    memory = {name: benchmark.peak_memory(build, *builds[name], device=device, runs=1) for name in builds}
+    memory = {name: timing.peak_memory(build, *builds[name], device=device, runs=1) for name in builds}
     rows = [{'activations': name, 'peak MiB': memory[name], f'memory / {KEPT}': memory[name] / memory[KEPT]} for name in builds]
     results = dict(peak_memory_mib=memory, shape=shape)
     if args.rounds:
         runs = {name: build(*arguments) for name, arguments in builds.items()}
         check(runs)
-        results['seconds'] = times = benchmark.take_turns(runs, args.rounds, device, warmup=0)  # the check was one
+        results['seconds'] = times = timing.take_turns(runs, args.rounds, device, warmup=0)  # the check was one
         for row, name in zip(rows, runs, strict=True):
             row['seconds'] = statistics.median(times[name])
-            row[f'time / {KEPT}'] = benchmark.show(benchmark.ratio(times[name], times[KEPT]))
+            row[f'time / {KEPT}'] = timing.show(timing.ratio(times[name], times[KEPT]))
     title = f'{args.config}: the backbone in training, {shape[0]} x {shape[2]}x{shape[3]} pixels, {args.dtype}'
-    benchmark.report(title, rows, device, results, args.json)
+    timing.report(title, rows, device, results, args.json)
 
 
 def build(settings, with_cp, shape, device, dtype):

@@ -57,11 +57,10 @@ def main():
 
 def compare(args):
     import cv2
+    import timing
     import torch
 
-    from mmcae.utils import benchmark
-
-    device = benchmark.device_of(args.device)
+    device = timing.device_of(args.device)
     torch.set_num_threads(1)  # as in a loader worker
     cv2.setNumThreads(0)
     rows, results = [], dict(ours_vs_mmpretrain={}, settings={})
@@ -72,18 +71,18 @@ def compare(args):
             loaders = {who: build(dataset, args.batch_size) for who, dataset in datasets.items()}
             images, size = len(datasets[OURS]), mean_size(datasets[OURS])
             runs = {who: partial(load, loader) for who, loader in loaders.items()}
-            times = benchmark.take_turns(runs, args.rounds, device, clock=args.clock)
+            times = timing.take_turns(runs, args.rounds, device, clock=args.clock)
             results['settings'][name] = dict(images=images, bytes_per_file=size, seconds=times)
             for who, loader in loaders.items():
-                ratio = benchmark.ratio(times[THEIRS], times[who])
+                ratio = timing.ratio(times[THEIRS], times[who])
                 if who != THEIRS:
                     results['ours_vs_mmpretrain'][f'{name} {who}'] = ratio
                 row = {'files': name, 'KB': size / 1000, 'pipeline': who, 'images / s and core': images / statistics.median(times[who])}
-                row['times mmpretrain'] = benchmark.show(ratio)
-                row |= {f'{part} ms': 1000 * seconds / images for part, seconds in split(loader, benchmark.CLOCKS[args.clock]).items()}
+                row['times mmpretrain'] = timing.show(ratio)
+                row |= {f'{part} ms': 1000 * seconds / images for part, seconds in split(loader, timing.CLOCKS[args.clock]).items()}
                 row[f'normalise on {args.device} ms'] = 1000 * normalise(who, loader, device, args.rounds)
                 rows.append(row)
-    benchmark.report(f'Loading JPEG files, batches of {args.batch_size}, {args.clock} clock', rows, device, results, args.json)
+    timing.report(f'Loading JPEG files, batches of {args.batch_size}, {args.clock} clock', rows, device, results, args.json)
 
 
 # ---------------------------------------------------------------- files
@@ -194,8 +193,9 @@ def split(loader, clock):
 
 def normalise(who, loader, device, rounds):
     """Seconds per image from a batch as the loader gives it to the model's input: copied to the device, as float, normalised."""
+    import timing
+
     from mmcae.registry import MODELS
-    from mmcae.utils import benchmark
     from mmcae.utils.configs.loading import load_config
 
     cfg = dict(load_config(RECIPE).data_preprocessor, to_rgb=who == THEIRS)
@@ -204,7 +204,7 @@ def normalise(who, loader, device, rounds):
     def run():
         preprocessor(dict(inputs=list(batch['inputs']), data_samples=batch['data_samples']), True)
 
-    return statistics.median(benchmark.take_turns(dict(run=run), rounds, device)['run']) / len(batch['data_samples'])
+    return statistics.median(timing.take_turns(dict(run=run), rounds, device)['run']) / len(batch['data_samples'])
 
 
 # ---------------------------------------------------------------- do they compute the same?

@@ -45,24 +45,23 @@ def main():
 
 
 def count(args):
-    from mmcae.utils import benchmark
+    import timing
 
-    device = benchmark.device_of(args.device)
+    device = timing.device_of(args.device)
     contenders = {THEIRS: dict(ours=False, dtype=None), OURS: dict(ours=True, dtype=None)}
     with tempfile.TemporaryDirectory() as folder:
         models = build_all(args, contenders, Path(folder, 'tokenizer.pth'))
     check(models, make_batch(args, args.mask_ratio))
     rows = [row_of(args, THEIRS, models[THEIRS], args.mask_ratio)]
     rows += [row_of(args, OURS, models[OURS], ratio) for ratio in args.mask_ratios]
-    benchmark.report(f'Giga multiply-adds per image of {args.img_size} px in a training step', rows, device, {}, args.json)
+    timing.report(f'Giga multiply-adds per image of {args.img_size} px in a training step', rows, device, {}, args.json)
 
 
 def row_of(args, name, built, ratio):
     """The counts of one contender at one mask ratio."""
     import numpy as np
     import torch
-
-    from mmcae.utils.benchmark import flop_counter
+    from timing import flop_counter
 
     model, optim_wrapper = built
     batch = make_batch(args, ratio)

@@ -58,9 +58,9 @@ def main():
 
 
 def compare(args):
-    from mmcae.utils import benchmark
+    import timing
 
-    device = benchmark.device_of(args.device)
+    device = timing.device_of(args.device)
     contenders = contenders_of(args)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Path(folder, 'tokenizer.pth')
@@ -68,18 +68,18 @@ def compare(args):
         batch = make_batch(args, args.mask_ratio)
         single = make_batch(args, args.mask_ratio, images=1)
         check(models, single)
-        flops = {name: args.batch_size * benchmark.count_flops(partial(step, *models[name], single)) for name in (THEIRS, OURS)}
+        flops = {name: args.batch_size * timing.count_flops(partial(step, *models[name], single)) for name in (THEIRS, OURS)}
         times, parts = time_steps(args, models, batch, device)
         others = sweep(args, models, device)
         del models
-        memory = {name: benchmark.peak_memory(build_step, args, how, tokenizer, device=device) for name, how in contenders.items()}
+        memory = {name: timing.peak_memory(build_step, args, how, tokenizer, device=device) for name, how in contenders.items()}
 
-    faster = {name: benchmark.ratio(times[THEIRS], times[name]) for name in contenders}
+    faster = {name: timing.ratio(times[THEIRS], times[name]) for name in contenders}
     rows = []
     for name, how in contenders.items():
-        rate = benchmark.matrix_rate(device, how['dtype'] or 'float32', clock=args.clock)
+        rate = timing.matrix_rate(device, how['dtype'] or 'float32', clock=args.clock)
         used = flops[OURS if how['ours'] else THEIRS] / statistics.median(times[name]) / rate
-        more = {'times mmpretrain': benchmark.show(faster[name]), 'of matrix rate': f'{used:.0%}', 'peak MiB': memory[name]}
+        more = {'times mmpretrain': timing.show(faster[name]), 'of matrix rate': f'{used:.0%}', 'peak MiB': memory[name]}
         rows.append(row(args, name, args.mask_ratio, times[name], **more, **parts[name]))
     rows += [row(args, name, ratio, seconds) for (name, ratio), seconds in others.items()]
     results = dict(
@@ -92,7 +92,7 @@ def compare(args):
         peak_memory_mib=memory,
         seconds=times,
     )
-    benchmark.report(
+    timing.report(
         f'One training step of CAE, {args.batch_size} images of {args.img_size} px, {args.clock} clock', rows, device, results, args.json
     )
 
@@ -131,7 +131,7 @@ def build_step(args, how, tokenizer):
 
 def time_steps(args, models, batch, device):
     """Name -> seconds of each step, and name -> part -> seconds, the median over the steps."""
-    from mmcae.utils.benchmark import CLOCKS, synchronize, take_turns
+    from timing import CLOCKS, synchronize, take_turns
 
     def clock():
         synchronize(device)
@@ -156,13 +156,13 @@ def time_steps(args, models, batch, device):
 
 def sweep(args, models, device):
     """(name, mask ratio) -> times of ours, as is and in bfloat16."""
-    from mmcae.utils import benchmark
+    import timing
 
     steps = {}
     for name in (OURS, f'{OURS} bf16'):
         for ratio in args.mask_ratios:
             steps[name, ratio] = partial(step, *models[name], make_batch(args, ratio))
-    return benchmark.take_turns(steps, min(args.rounds, 3), device, clock=args.clock)
+    return timing.take_turns(steps, min(args.rounds, 3), device, clock=args.clock)
 
 
 if __name__ == '__main__':

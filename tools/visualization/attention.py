@@ -1,43 +1,6 @@
-"""Show where an encoder looks: the attention of its cls token to the patches of images, for each head.
+"""`mmcae attention`, where users of OpenMMLab look for it."""
 
-python tools/visualization/attention.py CHECKPOINT IMAGE [IMAGE ...] --out attention.png
-"""
-
-import argparse
-
-
-def parse_args():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a BEiT of timm')
-    parser.add_argument('images', nargs='+', help='image files of any sizes')
-    parser.add_argument('--out', default='attention.png', help='the sheet to write (default: %(default)s)')
-    parser.add_argument('--block', type=int, default=-1, help='block, from 0 or from the last backwards (default: %(default)s)')
-    parser.add_argument('--img-size', type=int, nargs=2, metavar=('HEIGHT', 'WIDTH'), help="default: the encoder's")
-    parser.add_argument('--num-heads', type=int, help="default: as the checkpoint's own config says, else heads 64 wide")
-    return parser.parse_args()
-
-
-def main():
-    args = parse_args()
-    from mmcae.utils.errors import one_line_errors  # after the arguments: --help must not wait for torch
-
-    with one_line_errors():
-        draw(args)
-
-
-def draw(args):
-    from mmcae.apis import load_encoder_and_view
-    from mmcae.apis.images import load_image
-    from mmcae.commands.arguments import PICTURES, check_arguments
-    from mmcae.visualization.attention import attention_maps, attention_sheet
-    from mmcae.visualization.sheet import save_picture
-
-    check_arguments(args, at_least=dict(img_size=1, num_heads=1), outputs=dict(out=PICTURES))
-    encoder, view = load_encoder_and_view(args.checkpoint, tuple(args.img_size or ()) or None, crop=1.0, num_heads=args.num_heads)
-    cuts = [view.cut(load_image(image, view.channels)) for image in args.images]
-    maps = attention_maps(encoder, view.normalize(cuts), args.block)
-    save_picture(attention_sheet(cuts, maps.numpy()), args.out)
-
+from mmcae.commands.main import run_command
 
 if __name__ == '__main__':
-    main()
+    run_command('attention')

@@ -4,8 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..utils.errors import DataError
-from ..utils.text_files import read_json
+from mmcae.utils.errors import DataError
 
 # In the order of the tables' rows and columns.
 ENCODERS = {
@@ -53,6 +52,8 @@ def read_results(path: str | Path) -> Results:
     Raises:
         DataError: It cannot be read, or has another form.
     """
+    from mmcae.utils.text_files import read_json  # not with --help
+
     try:
         results = read_json(path)
         for encoder, by_protocol in results.items():

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from results import markdown, read_results, summarize, table
 
-from ..commands.jobs import JobRunner
-from ..utils.files import write_file
-from ..utils.progress import duration
-from .page import Page
-from .results import markdown, read_results, summarize, table
+from mmcae.commands.jobs import JobRunner
+from mmcae.utils.files import write_file
+from mmcae.utils.progress import duration
+from mmcae.visualization.page import Page
 
 TITLE = 'mmcae: Context Autoencoder on handwritten digits'
 INTRODUCTION = (

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from results import markdown, read_results, summarize, table
 
 from mmcae.utils.errors import DataError
-from mmcae.visualization.results import markdown, read_results, summarize, table
 
 
 def test_mean_spread_and_number_of_runs():

@@ -22,21 +22,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .errors import ConfigError
-from .files import write_file
+from mmcae.commands.arguments import device_of  # noqa: F401  (all benchmarks have --device)
+from mmcae.utils.errors import ConfigError
+from mmcae.utils.files import write_file
 
 MIB = 2**20
-
-
-def device_of(name: str) -> torch.device:
-    """The device that `--device` names.
-
-    Raises:
-        ConfigError: This machine has no such device.
-    """
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise ConfigError('--device cuda: torch sees no GPU on this machine; use --device cpu')
-    return torch.device(name)
 
 
 def synchronize(device: torch.device):

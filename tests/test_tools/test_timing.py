@@ -5,9 +5,9 @@ import json
 import statistics
 
 import pytest
+import timing
 import torch
 
-from mmcae.utils import benchmark
 from mmcae.utils.errors import ConfigError
 
 CPU = torch.device('cpu')
@@ -16,7 +16,7 @@ ARRAY_MIB = 64
 
 def test_contenders_take_turns():
     calls = []
-    times = benchmark.take_turns(dict(a=lambda: calls.append('a'), b=lambda: calls.append('b')), rounds=3, device=CPU)
+    times = timing.take_turns(dict(a=lambda: calls.append('a'), b=lambda: calls.append('b')), rounds=3, device=CPU)
     assert calls == ['a', 'b', *'ab', *'ba', *'ab']  # a warm-up, then every other round the other way round
     assert {name: len(seconds) for name, seconds in times.items()} == dict(a=3, b=3)
     assert all(second >= 0 for seconds in times.values() for second in seconds)
@@ -25,12 +25,12 @@ def test_contenders_take_turns():
 def test_ratio_is_of_times_of_the_same_round():
     """A machine that is ten times slower in the second half changes no ratio."""
     fast, slow = [1, 1, 10, 10, 10], [2, 2, 20, 20, 30]
-    found = benchmark.ratio(slow, fast)
+    found = timing.ratio(slow, fast)
     assert found == dict(median=2, low=2, high=2)
     assert statistics.median(slow) / statistics.median(fast) == 2
-    assert benchmark.ratio([1, 2, 3, 4, 5], [1] * 5) == dict(median=3, low=2, high=4)
-    assert benchmark.ratio([3], [2]) == dict(median=1.5, low=1.5, high=1.5)
-    assert benchmark.show(dict(median=1.5, low=1.456, high=2)) == '1.50 (1.46 to 2.00)'
+    assert timing.ratio([1, 2, 3, 4, 5], [1] * 5) == dict(median=3, low=2, high=4)
+    assert timing.ratio([3], [2]) == dict(median=1.5, low=1.5, high=1.5)
+    assert timing.show(dict(median=1.5, low=1.456, high=2)) == '1.50 (1.46 to 2.00)'
 
 
 # In a module that another process can import, unlike this one.
@@ -56,13 +56,13 @@ def test_peak_memory_is_what_the_contender_takes_while_it_runs(tmp_path, monkeyp
     (tmp_path / 'memory_contenders.py').write_text(MEMORY_CONTENDERS)
     monkeypatch.syspath_prepend(tmp_path)
     contenders = importlib.import_module('memory_contenders')
-    assert benchmark.peak_memory(contenders.hold, ARRAY_MIB, ARRAY_MIB, device=CPU) == pytest.approx(2 * ARRAY_MIB, abs=8)
-    assert benchmark.peak_memory(contenders.build_large_run_small, ARRAY_MIB, device=CPU) == pytest.approx(ARRAY_MIB, abs=8)
+    assert timing.peak_memory(contenders.hold, ARRAY_MIB, ARRAY_MIB, device=CPU) == pytest.approx(2 * ARRAY_MIB, abs=8)
+    assert timing.peak_memory(contenders.build_large_run_small, ARRAY_MIB, device=CPU) == pytest.approx(ARRAY_MIB, abs=8)
 
 
 def test_report(tmp_path, capsys):
     rows = [dict(name='ours', seconds=0.12345, images=1234.5, note=None), dict(name='theirs', seconds=1.0, images=8.0, note='slow')]
-    benchmark.report('A title', rows, CPU, dict(ratios=dict(a=1.5)), tmp_path / 'new' / 'x.json')
+    timing.report('A title', rows, CPU, dict(ratios=dict(a=1.5)), tmp_path / 'new' / 'x.json')
     printed = capsys.readouterr().out
     assert '| ours   | 0.123   | 1234   |      |' in printed and printed.startswith('A title\n')
     assert f'torch {torch.__version__}' in printed and f'{torch.get_num_threads()} threads' in printed
@@ -73,4 +73,4 @@ def test_report(tmp_path, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')
 def test_a_gpu_that_is_not_there():
     with pytest.raises(ConfigError, match='use --device cpu'):
-        benchmark.device_of('cuda')
+        timing.device_of('cuda')

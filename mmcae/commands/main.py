@@ -1,0 +1,93 @@
+"""The command `mmcae`, and how each command is run."""
+
+import argparse
+import os
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+from ..utils.errors import REFUSED, nearest, one_line_errors
+from ..version import __version__
+
+# Name -> what it does; the module of that name in this folder has the rest. `export` will stand behind `convert`.
+COMMANDS = {
+    'train': 'train what a config describes: pretraining, classification, detection, segmentation',
+    'test': 'judge a checkpoint on the test set of a config',
+    'evaluate': 'judge an encoder by nearest neighbours, linear and attentive probing, fine-tuning',
+    'attention': 'draw where an encoder looks',
+    'reconstruct': 'draw what a pretrained model makes of masked images',
+    'predictions': 'draw what detectors or segmentors predict, beside the truth',
+    'curves': 'plot what training runs logged',
+    'convert': 'convert a checkpoint from or to another library',
+    'pack': 'pack a folder of images into few large files',
+    'tokens': 'store the tokens of images, so that pretraining needs no tokenizer',
+    'demo': 'the whole chain on handwritten digits, minutes on a CPU',
+    'configs': 'list, show or copy the configs that come with mmcae',
+    'doctor': 'show what is installed, what is missing, and the remedy',
+}
+DESCRIPTION = """\
+mmcae pretrains vision transformers on your images, judges them, and carries them into other tasks.
+
+    mmcae train cae/cae_vit-small_folder data_root=FOLDER    # pretrain on the images below a folder
+    mmcae attention CHECKPOINT IMAGE --out attention.png
+    mmcae evaluate CHECKPOINT --config-family imagenet
+
+Every command has --help with examples. Commands:
+"""
+
+
+def main(arguments=None):
+    """The command `mmcae`.
+
+    Args:
+        arguments (list[str], optional): Those of the command line by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else '--help'
+    if name in ('-h', '--help'):
+        width = max(map(len, COMMANDS))
+        print('usage: mmcae COMMAND ...\n\n' + DESCRIPTION)
+        print('\n'.join(f'    {command:{width}}  {text}' for command, text in COMMANDS.items()))
+    elif name == '--version':
+        print(f'mmcae {__version__}')
+    elif name in COMMANDS:
+        run_command(name, arguments[1:], f'mmcae {name}')
+    else:
+        print(f'error: mmcae has no command {name!r}{nearest(name, COMMANDS)}; there are {", ".join(COMMANDS)}', file=sys.stderr)
+        raise SystemExit(REFUSED)
+
+
+def run_command(name, arguments=None, prog=None):
+    """Run a command: read its arguments, then do its work. What cannot work ends with one line on stderr and exit code 2.
+
+    Args:
+        name (str): One of `COMMANDS`.
+        arguments (list[str], optional): Those of the command line by default.
+        prog (str, optional): What usage messages call the program; the script's name by default.
+    """
+    module = import_module(f'mmcae.commands.{name}')
+    if hasattr(module, 'main'):  # it has a parser of its own
+        return module.main(arguments)
+    parser = make_parser(module, prog)
+    args = parser.parse_intermixed_args(arguments)
+    if hasattr(module, 'check'):
+        module.check(args, parser)
+    with one_line_errors():
+        if find_spec('mmengine'):  # `doctor` has to run without
+            import_module('mmcae.registry')
+        try:
+            module.run(args)
+        except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        except KeyboardInterrupt:
+            if not hasattr(module, 'INTERRUPTED'):
+                raise
+            sys.exit(f'\n{module.INTERRUPTED}')
+
+
+def make_parser(module, prog=None):
+    """The parser of a command's module."""
+    parser = argparse.ArgumentParser(prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    return parser

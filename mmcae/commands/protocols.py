@@ -1,0 +1,229 @@
+"""The protocols by which an encoder is judged, as commands to run and figures to read: the core of `mmcae evaluate`."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..checkpoints import load_encoder, read_weights, write_state_dict
+from ..registry import MODELS
+from ..utils.configs.loading import last_checkpoint, load_config
+from ..utils.errors import CheckpointError, ConfigError, nearest
+from ..utils.packaged import find_config
+from .jobs import Job
+
+RANDOM = 'random'  # in the place of a checkpoint: an encoder as it is before any training
+FEW = 'train_dataloader.dataset.labels'
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to judge an encoder: train on it (or not), then test.
+
+    Args:
+        name: What a person calls it on the command line.
+        title: What a person reads in the table.
+        config: Below configs/.
+        options: Changes of the config, as key=value.
+        trained: Whether something is trained before the test.
+        metric: The name of top-1 in metrics.json; top-5 is beside it.
+    """
+
+    name: str
+    title: str
+    config: str
+    options: tuple[str, ...] = ()
+    trained: bool = True
+    metric: str = 'accuracy/top1'
+
+
+def small(data: str) -> tuple[Protocol, ...]:
+    """The protocols for the small encoder, 96 wide, on the digits or on Fashion-MNIST."""
+    knn, linear, attentive, finetune = (f'{data}/{name}_vit-{data}.py' for name in ('knn', 'linear', 'attentive', 'finetune'))
+    return (
+        Protocol('knn', 'kNN, k = 10, 2,000 labels', knn, trained=False, metric='k10/accuracy/top1'),
+        Protocol('linear_500', 'linear probe, 500 labels', linear, (f'{FEW}=500',)),
+        Protocol('linear', 'linear probe, 2,000 labels', linear),
+        Protocol('attentive_500', 'attentive probe, 500 labels', attentive, (f'{FEW}=500',)),
+        Protocol('attentive', 'attentive probe, 2,000 labels', attentive),
+        Protocol('finetune_100', 'fine-tuning, 100 labels', finetune, (f'{FEW}=100',)),
+        Protocol('finetune_500', 'fine-tuning, 500 labels', finetune, (f'{FEW}=500',)),
+    )
+
+
+DIGITS, FASHION = small('digits'), small('fashion')
+
+
+def imagenet(size: str, finetune: str) -> tuple[Protocol, ...]:
+    """The protocols of section 4.2 of the paper for one size of the encoder, and kNN."""
+    return (
+        Protocol('knn', 'kNN, k = 20', f'knn/knn_vit-{size}-p16_cae_in1k.py', trained=False, metric='k20/accuracy/top1'),
+        Protocol('linear', 'linear probe', f'linear_probe/linear_vit-{size}-p16_cae_32xb512-amp-90e_in1k.py'),
+        Protocol('attentive', 'attentive probe', f'attentive_probe/attentive_vit-{size}-p16_cae_32xb256-amp-90e_in1k.py'),
+        Protocol('finetune', 'fine-tuning', f'finetune/{finetune}'),
+    )
+
+
+# The configs of a family differ by the width of the encoder.
+FAMILIES = {
+    'digits': {96: DIGITS},
+    'fashion': {96: FASHION},
+    'imagenet': {
+        768: imagenet('base', 'finetune_vit-base-p16_cae_32xb128-amp-100e_in1k.py'),
+        1024: imagenet('large', 'finetune_vit-large-p16_cae_32xb64-accum2-amp-50e_in1k.py'),
+    },
+}
+
+
+def protocols_for(family: str, checkpoint: str) -> tuple[Protocol, ...]:
+    """All protocols of a family for the encoder in a checkpoint; for 'random' those of its smallest encoder.
+
+    Raises:
+        CheckpointError: It cannot be read, or the family has no configs for an encoder of this width.
+    """
+    by_width = FAMILIES[family]
+    if checkpoint == RANDOM:
+        return by_width[min(by_width)]
+    width = encoder_state(checkpoint)['cls_token'].shape[-1]
+    if width not in by_width:
+        raise CheckpointError(
+            f'{checkpoint} has an encoder {width} wide; the configs of {family} are for {" and ".join(map(str, by_width))}: choose another '
+            'family, or write configs for this width (docs/evaluation.md)'
+        )
+    return by_width[width]
+
+
+def encoder_state(checkpoint: str) -> Mapping[str, Tensor]:
+    """The encoder's state dict in a checkpoint of any layout."""
+    return read_weights(checkpoint).encoder
+
+
+def choose(protocols: Sequence[Protocol], names: Sequence[str] | None) -> list[Protocol]:
+    """Those of the given names, all where there are none.
+
+    Raises:
+        ConfigError: There is no protocol of such a name.
+    """
+    known = [protocol.name for protocol in protocols]
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f'There is no protocol {name!r} here{nearest(name, known)}; there are {", ".join(known)}')
+    return [protocol for protocol in protocols if not names or protocol.name in names]
+
+
+def split_options(options: Sequence[str], protocols: Sequence[Protocol]) -> dict[str, tuple[str, ...]]:
+    """Options by protocol: `key=value` is for all, `protocol:key=value` for one alone.
+
+    Raises:
+        ConfigError: An option for a protocol that is not run.
+    """
+    by_protocol = {protocol.name: () for protocol in protocols}
+    for option in options:
+        name, colon, rest = option.partition(':')
+        only_one = colon and '=' not in name
+        if only_one and name not in by_protocol:
+            raise ConfigError(f'--cfg-options {option}: there is no protocol {name!r} here; there are {", ".join(by_protocol)}')
+        for target in [name] if only_one else by_protocol:
+            by_protocol[target] += (rest if only_one else option,)
+    return by_protocol
+
+
+def prepare_encoder(checkpoint: str, config: Path, out: Path, seed: int) -> tuple[str, tuple[str, ...]]:
+    """Check that a checkpoint has the encoder that a family's configs describe, before hours are spent on it.
+
+    Args:
+        checkpoint: A file, or 'random' for an encoder of random weights, which is written to `out`.
+        config: One of the family's configs.
+        out: A folder.
+        seed: Of the random weights.
+
+    Returns:
+        The checkpoint's path, and the options that every config of the family needs for it.
+
+    Raises:
+        CheckpointError: It cannot be read or has another width, depth or patch size.
+    """
+    # As it comes out of pretraining: the bias tables of fine-tuning are not in the checkpoint.
+    backbone = dict(load_config(config).model.backbone, init_cfg=None, use_rel_pos_bias=False)
+    if checkpoint == RANDOM:
+        path = out / f'random_seed{seed}.pth'
+        if not path.exists():  # a second run must not make the results of the first look outdated
+            torch.manual_seed(seed)
+            write_state_dict(path, MODELS.build(backbone).state_dict())
+        return str(path), ()
+    options = ()
+    if not any('gamma' in key for key in encoder_state(checkpoint)):
+        options = ('model.backbone.layer_scale_init_value=0',)
+        backbone['layer_scale_init_value'] = 0
+    load_encoder(MODELS.build(backbone), checkpoint)
+    return checkpoint, options
+
+
+def plan(
+    out: Path,
+    checkpoint: str,
+    protocols: Sequence[Protocol],
+    options: Mapping[str, Sequence[str]],
+    processes: int = 1,
+) -> list[Job]:
+    """The commands that judge an encoder, as jobs: `NAME/train` where something is trained, and `NAME/test`.
+
+    Args:
+        out: The folder whose subfolders are the work dirs.
+        checkpoint: The encoder's file.
+        protocols: What to run.
+        options: Changes of the configs, by protocol.
+        processes: How many processes each command has, one for each GPU.
+    """
+    file = Path(checkpoint).stat()
+    jobs = []
+    for protocol in protocols:
+        config = os.path.relpath(find_config(protocol.config))
+        changes = (*protocol.options, *options[protocol.name])
+        content = json.dumps([load_config(config, changes).to_dict(), file.st_size, file.st_mtime_ns], sort_keys=True, default=str)
+        trained, needs = checkpoint, ()
+        if protocol.trained:
+            work_dir = out / protocol.name / 'train'
+            starting = (f'model.backbone.init_cfg.checkpoint={checkpoint}', *changes)
+            command = (*mmcae('train', processes, config), '--work-dir', str(work_dir), '--cfg-options', *starting)
+            jobs.append(Job(f'{protocol.name}/train', protocol.title, command, (), content))
+            trained, needs = str(work_dir / last_checkpoint(load_config(config, changes))), (f'{protocol.name}/train',)
+        testing = ('--cfg-options', *changes) if changes else ()
+        command = (*mmcae('test', processes, config, trained), '--work-dir', str(out / protocol.name / 'test'), *testing)
+        jobs.append(Job(f'{protocol.name}/test', f'{protocol.title}: test', command, needs, content))
+    return jobs
+
+
+def mmcae(name: str, processes: int, *arguments) -> tuple[str, ...]:
+    """The beginning of a command of mmcae's, in one process or in several."""
+    several = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes)) if processes > 1 else ()
+    return ('python', *several, '-m', 'mmcae', name, *map(str, arguments))
+
+
+def read_figures(out: Path, protocols: Sequence[Protocol]) -> dict[str, dict[str, float]]:
+    """`{protocol: {'top1', 'top5'}}` as fractions, for all protocols whose test has been run."""
+    figures = {}
+    for protocol in protocols:
+        path = out / protocol.name / 'test' / 'metrics.json'
+        if path.exists():
+            metrics = json.loads(path.read_text())
+            figures[protocol.name] = {
+                name: round(metrics[protocol.metric.replace('top1', name)] / 100, 6)
+                for name in ('top1', 'top5')
+                if protocol.metric.replace('top1', name) in metrics
+            }
+    return figures
+
+
+def table(figures: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol]) -> str:
+    """The figures as a table in Markdown, in per cent."""
+    lines = ['| protocol | top-1 | top-5 |', '|---|---|---|']
+    for protocol in protocols:
+        if protocol.name in figures:
+            cells = [f'{100 * figures[protocol.name][name]:.1f}' if name in figures[protocol.name] else '-' for name in ('top1', 'top5')]
+            lines.append(f'| {protocol.title} | {cells[0]} | {cells[1]} |')
+    return '\n'.join(lines)

@@ -1,0 +1,80 @@
+"""The command `mmcae`: its help, its commands by name, and what an unknown name is told."""
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+from mmcae.commands.main import COMMANDS, main, make_parser
+
+MMCAE = 'mmcae/__main__.py'
+# Asks for the help of all commands in one process, which would show what any of them has imported.
+HELP = """
+import sys
+sys.orig_argv[1:] = ['mmcae']
+from mmcae.commands.main import COMMANDS, main
+for name in ['', *COMMANDS]:
+    try:
+        main([name, '--help'][not name:])
+    except SystemExit as stop:
+        assert not stop.code, name
+slow = {'torch', 'mmengine', 'numpy'} & set(sys.modules)
+assert not slow, slow
+"""
+
+
+def refused(capsys, *arguments):
+    """The one line that a call is refused with."""
+    with pytest.raises(SystemExit) as stop:
+        main(list(arguments))
+    assert stop.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_help_of_everything_waits_for_no_library():
+    done = subprocess.run([sys.executable, '-c', HELP], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f'\n    {name}' in done.stdout for name in COMMANDS)
+    assert 'usage: mmcae train' in done.stdout and 'mmcae train cae/cae_vit-small_folder' in done.stdout
+
+
+@pytest.mark.parametrize('name', [name for name in COMMANDS if name != 'demo'])
+def test_every_command_is_a_module_with_examples(name):
+    module = import_module(f'mmcae.commands.{name}')
+    text = make_parser(module, f'mmcae {name}').format_help()
+    assert f'mmcae {name}' in module.__doc__ and module.__doc__.splitlines()[0] in text
+
+
+def test_an_unknown_command(capsys):
+    assert refused(capsys, 'trian').startswith("error: mmcae has no command 'trian'; did you mean 'train'")
+    assert 'there are train, test' in refused(capsys, 'xyzzy')
+
+
+def test_version(capsys):
+    import mmcae
+
+    main(['--version'])
+    assert capsys.readouterr().out == f'mmcae {mmcae.__version__}\n'
+
+
+def test_an_unknown_config(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, 'train', 'cae/cae_vit-smal_folder')
+    assert "'custom/cae_vit-small_folder'" in line and str(tmp_path / 'cae') in line and 'configs' in line
+
+
+def test_changes_stand_beside_the_config_or_behind_cfg_options(capsys):
+    for arguments in (['max_epochs=x'], ['--cfg-options', 'max_epochs=x']):
+        assert 'max_epochs=x' in refused(capsys, 'train', 'custom/cae_vit-small_folder', '--amp', *arguments)
+
+
+def test_resume_swallows_no_change(capsys):
+    line = refused(capsys, 'train', 'custom/cae_vit-small_folder', '--resume', 'max_epochs=x')
+    assert 'max_epochs=x' in line
+
+
+def test_module_and_tool_are_the_command(fork_tool, tmp_path):
+    for tool, arguments in ((MMCAE, ['train']), ('tools/train.py', [])):
+        code, output = fork_tool(tool, *arguments, 'nothing.py', cwd=tmp_path)
+        assert code == 2 and f'There is no config nothing.py, neither in {tmp_path}' in output.splitlines()[-1]
