@@ -15,6 +15,7 @@ DATASETS = parent.Registry('dataset', parent=parent.DATASETS, scope='mmcae', loc
 DATA_SAMPLERS = parent.Registry('data sampler', parent=parent.DATA_SAMPLERS, scope='mmcae', locations=['mmcae.datasets'])
 TRANSFORMS = parent.Registry('transform', parent=parent.TRANSFORMS, scope='mmcae', locations=['mmcae.datasets.transforms'])
 HOOKS = parent.Registry('hook', parent=parent.HOOKS, scope='mmcae', locations=['mmcae.engine'])
+CHECKS = parent.Registry('check', scope='mmcae', locations=['mmcae.engine.checks'])
 OPTIM_WRAPPERS = parent.Registry('optim_wrapper', parent=parent.OPTIM_WRAPPERS, scope='mmcae', locations=['mmcae.engine'])
 OPTIM_WRAPPER_CONSTRUCTORS = parent.Registry(
     'optimizer wrapper constructor', parent=parent.OPTIM_WRAPPER_CONSTRUCTORS, scope='mmcae', locations=['mmcae.engine']

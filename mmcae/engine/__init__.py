@@ -1,20 +1,10 @@
 """What training needs beyond mmengine: the paper's schedule, layer-wise learning rates, hooks."""
 
 from .amp import AmpOptimWrapper
+from .checks import Check, Checks
 from .deepspeed_strategy import DeepSpeedStrategy
 from .distributed import CPUDistributedDataParallel
-from .hooks import (
-    CheckClasses,
-    CheckDetector,
-    CheckLabels,
-    CheckLoss,
-    CheckpointHook,
-    CheckSample,
-    CompileParts,
-    DrawReconstructions,
-    OnlineProbe,
-    ReportBadFiles,
-)
+from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
@@ -25,12 +15,9 @@ from .strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 __all__ = [
     'AmpOptimWrapper',
     'CPUDistributedDataParallel',
-    'CheckClasses',
-    'CheckDetector',
-    'CheckLabels',
-    'CheckLoss',
+    'Check',
     'CheckpointHook',
-    'CheckSample',
+    'Checks',
     'CompileParts',
     'DDPStrategy',
     'DeepSpeedStrategy',
@@ -41,7 +28,6 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LogProcessor',
     'OnlineProbe',
-    'ReportBadFiles',
     'Runner',
     'SingleDeviceStrategy',
     'WarmupCosineLR',

@@ -20,7 +20,7 @@ import mmcae.models  # noqa: F401
 from mmcae.apis import load_cae
 from mmcae.datasets.sources.store_tokens import RandomViews, fill
 from mmcae.datasets.sources.token_store import Manifest
-from mmcae.engine import CheckLoss, CheckpointHook
+from mmcae.engine import CheckpointHook
 from mmcae.models import CAE
 from mmcae.registry import DATASETS, HOOKS, MODELS, PARAM_SCHEDULERS, TRANSFORMS
 from mmcae.utils.configs.loading import load_config
@@ -223,10 +223,10 @@ def test_checkpoints(recipe):
 
 
 def test_faults_are_noticed(recipe):
-    """A loss that is no number stops the run at once, a process that is gone after ten minutes."""
+    """A loss that is not finite stops the run at once, a lost process after ten minutes, unreadable files when they are more than 1 %."""
     _, cfg, _ = recipe
-    check = HOOKS.build(cfg.default_hooks.loss_check)
-    assert type(check) is CheckLoss and (check.patience, check.scaled_patience) == (1, 50)
+    checks = HOOKS.build(cfg.default_hooks.checks).checks
+    assert (checks['loss'].patience, checks['loss'].scaled_patience) == (1, 50) and checks['bad_files'].max_share == 0.01
     assert cfg.env_cfg.dist_cfg == dict(backend='nccl', timeout=600)
 
 

@@ -123,19 +123,19 @@ train_cfg = dict(_delete_=True, by_epoch=True, max_epochs=1)
         return self.file('nothing.py', '')
 
     def classifier(self):
-        hooks = "custom_hooks = [dict(type='mmcae.CheckClasses')]"
+        hooks = "custom_hooks = [dict(type='mmcae.Checks')]"
         return self.file('classifier.py', f"_base_ = ['{self['classification_config']}']\n{hooks}\n")
 
     def other_classes(self):
         return self.request.getfixturevalue('image_folder')('others', classes=('cat', 'cow'), size=(16, 16))
 
     def detector(self):
-        hooks = "custom_hooks = [dict(type='mmcae.CheckDetector')]"
+        hooks = "custom_hooks = [dict(type='mmcae.Checks')]"
         dataset = "train_dataloader = dict(dataset=dict(type='mmcae.CocoDataset'))"
         return self.file('detector.py', f"_base_ = ['{self['detection_config']}']\n{hooks}\n{dataset}\n")
 
     def segmentor(self):
-        hooks = "custom_hooks = [dict(type='mmcae.CheckLabels')]"
+        hooks = "custom_hooks = [dict(type='mmcae.Checks')]"
         return self.file('segmentor.py', f"_base_ = ['{self['segmentation_config']}']\n{hooks}\n")
 
     # ------------------------------------------------------------ checkpoints
@@ -353,7 +353,7 @@ TRAIN = {
     '{detector} --cfg-options train_dataloader.dataset.ann_file=0.png': ('0.png', 'COCO'),
     '{detector} --cfg-options train_dataloader.dataset.data_prefix.img=absent/': ('absent', 'does not exist'),
     '{detector} --cfg-options model.bbox_head.num_classes=3': ('1 classes', 'bbox_head.num_classes=1'),
-    '{segmentor} --cfg-options model.decode_head.num_classes=3': ('2 classes, the model 3', 'model.decode_head.num_classes'),
+    '{segmentor} --cfg-options model.decode_head.num_classes=3': ('2 classes', 'set model.decode_head.num_classes=2'),
     '{segmentor} --cfg-options train_dataloader.dataset.img_suffix=.tif': ('found no image', "'img_suffix': '.tif'"),
     '{segmentor} --cfg-options train_dataloader.dataset.seg_map_suffix=.tif': ('label maps are missing', 'seg_map_suffix'),
     '{segmentor} --cfg-options train_dataloader.dataset.data_prefix.seg_map_path=images': ('has 3 channels', 'one channel'),

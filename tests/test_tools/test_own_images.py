@@ -39,7 +39,7 @@ def test_one_command_on_a_folder(run_tool, messy_folder, tmp_path):
     ]
     dumped = Config.fromfile(work_dir / 'cae_vit-small_folder.py')
     assert dumped.train_dataloader.dataset.data_root == dumped.data_root == f'{messy_folder}/'
-    assert dumped.default_hooks.bad_files.max_share == 0.3 and dumped.model.backbone.img_size == 32
+    assert dumped.default_hooks.checks.bad_files.max_share == 0.3 and dumped.model.backbone.img_size == 32
     assert (work_dir / 'epoch_2.pth').is_file()
 
     code, output = run_tool('tools/train.py', config, *options)

@@ -115,7 +115,7 @@ def test_unknown_type_is_named_with_the_nearest_ones(capsys):
         (MODELS, 'mmdet.CAEViT', "did you mean 'mmcae.CAEViT'?"),  # or under another one
         (MODELS, 'LinearClsHead', "did you mean 'mmpretrain.LinearClsHead'?"),
         (MODELS, 'mmpretrain.CAEVit', "did you mean 'mmcae.CAEViT'"),
-        (HOOKS, 'CheckSampl', "'mmcae.CheckSample'"),
+        (HOOKS, 'CompilePart', "'mmcae.CompileParts'"),
         (MODELS, 'CheckpointHook', 'asks for a model there; CheckpointHook is a hook'),
         (HOOKS, 'mmcae.CAEViT', 'asks for a hook there; CAEViT is a model'),
         (MODELS, 'Zzzzzzzz', "No registry knows type 'Zzzzzzzz', which the config asks for"),

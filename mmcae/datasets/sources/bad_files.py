@@ -10,7 +10,7 @@ class ReplaceBadFiles:
 
     A sample for which the pipeline raises a DataError is replaced by another sample of the data set, unless it is a StorageError, which
     tells nothing about the file and ends the run. Which one depends on its index alone, so that runs, workers and processes agree. The
-    replacement carries in its metainfo what it stands for: `bad_files`, a list of (path, reason), which `mmcae.ReportBadFiles` collects,
+    replacement carries in its metainfo what it stands for: `bad_files`, a list of (path, reason), which `mmcae.Checks` collects,
     counts and writes down.
 
     Goes before mmengine's BaseDataset in the list of bases: it overrides `prepare_data`, and needs `get_data_info` (with `img_path`, the

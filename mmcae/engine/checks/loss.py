@@ -1,42 +1,40 @@
-"""Stop a training whose loss is no number any more, with what is needed to find out why."""
+"""Check that the loss is finite."""
 
 import json
 from pathlib import Path
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.hooks import Hook
 
-from ...registry import HOOKS
+from ...registry import CHECKS
 from ...utils.errors import ConfigError, TrainingError
 from ...utils.files import write_file
+from .base import Check
 
 
-@HOOKS.register_module()
-class CheckLoss(Hook):
-    """Stop when the loss is infinite or not a number in so many iterations in a row.
+@CHECKS.register_module('loss')
+class LossCheck(Check):
+    """Stop when the loss is infinite or NaN in a number of consecutive iterations.
 
     The files of each such batch are written to `bad_loss_iter_N_rank_R.json` in the work dir, with the parts of the loss and the learning
-    rates. The hook acts before the iteration is saved, so the newest checkpoint is from before.
+    rates. The check runs before the iteration is saved, so the newest checkpoint is from before.
 
     Args:
-        patience: Iterations in a row, 1 by default: without loss scaling the weights are lost with the first.
-        scaled_patience: The same under float16 with a scaled loss, where such steps are skipped (torch's GradScaler) and a few are usual.
+        patience: Consecutive iterations. Defaults to 1: without loss scaling the first update by NaN destroys the weights.
+        scaled_patience: The same for float16 with loss scaling, where torch's GradScaler skips such steps and a few are usual.
 
     Raises:
         ConfigError: One of them is not positive.
         TrainingError: While training. It names iteration, rank, parts of the loss, learning rate and the file.
     """
 
-    priority = 'NORMAL'  # before the checkpoint hook
-
     def __init__(self, patience: int = 1, scaled_patience: int = 50):
         if patience < 1 or scaled_patience < 1:
-            raise ConfigError(f'CheckLoss: patience={patience} and scaled_patience={scaled_patience} must be at least 1')
+            raise ConfigError(f'loss.patience={patience} and loss.scaled_patience={scaled_patience} must be at least 1')
         self.patience, self.scaled_patience = patience, scaled_patience
         self.in_a_row = 0
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(self, runner, batch, outputs):
         loss = outputs.get('loss') if isinstance(outputs, dict) else None
         if loss is None or torch.isfinite(torch.as_tensor(loss)).all():
             self.in_a_row = 0
@@ -45,7 +43,7 @@ class CheckLoss(Hook):
         parts = {name: value.tolist() for name, value in outputs.items() if isinstance(value, torch.Tensor)}
         rates = sorted({group['lr'] for group in runner.optim_wrapper.param_groups})
         path = Path(runner.work_dir) / f'bad_loss_iter_{runner.iter + 1}_rank_{get_rank()}.json'
-        content = dict(iteration=runner.iter + 1, epoch=runner.epoch + 1, rank=get_rank(), loss=parts, lr=rates, files=files_of(data_batch))
+        content = dict(iteration=runner.iter + 1, epoch=runner.epoch + 1, rank=get_rank(), loss=parts, lr=rates, files=files_of(batch))
         write_file(path, json.dumps(content, indent=1))
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         scaled = scaler is not None and scaler.is_enabled()
@@ -64,7 +62,7 @@ class CheckLoss(Hook):
         )
 
 
-def files_of(data_batch) -> list[str]:
-    """The image files of a batch, as far as its data samples tell."""
-    samples = data_batch.get('data_samples') if isinstance(data_batch, dict) else None
+def files_of(batch) -> list[str]:
+    """The image files of a batch; empty where its data samples have no `img_path`."""
+    samples = batch.get('data_samples') if isinstance(batch, dict) else None
     return [str(sample.get('img_path')) for sample in samples or () if sample.get('img_path') is not None]

@@ -1,4 +1,4 @@
-"""What does not fit is said before the first step: channels, views, masks."""
+"""Channels, views and masks that do not fit the model are refused before the first step."""
 
 import random
 from types import SimpleNamespace
@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmpretrain.structures import DataSample
 
-from mmcae.engine import CheckSample
+from mmcae.engine import Checks
 from mmcae.models import DiscreteVAE, PatchCodebook
 from mmcae.utils.errors import ConfigError
 
@@ -30,7 +30,7 @@ class Samples(torch.utils.data.Dataset):
 
 
 def check(model, dataset):
-    CheckSample().before_train(SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset)))
+    Checks(bad_files=False).before_train(SimpleNamespace(model=model, train_dataloader=SimpleNamespace(dataset=dataset), val_loop=None))
 
 
 @pytest.fixture
@@ -44,11 +44,11 @@ def model(tiny_cae):
     )
 
 
-def test_a_sample_that_fits_leaves_no_trace(model):
+def test_random_states_are_restored(model):
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     check(model, Samples())
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states
-    check(torch.nn.Linear(2, 2), Samples())  # a model that has nothing to say
+    check(torch.nn.Linear(2, 2), Samples())  # a model without check_sample
 
 
 @pytest.mark.parametrize(
@@ -62,12 +62,12 @@ def test_a_sample_that_fits_leaves_no_trace(model):
         (dict(second=(3, 64, 64)), r'set the size of the second view to \(32, 32\)'),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_remedy(model, shapes, message):
+def test_message_names_the_setting(model, shapes, message):
     with pytest.raises(ConfigError, match=message):
         check(model, Samples(**shapes))
 
 
-def test_statistics_for_other_channels(tiny_cae):
+def test_mean_of_another_length(tiny_cae):
     model = tiny_cae(
         backbone=dict(in_channels=5),
         target_generator=dict(type='mmcae.PixelTargets', patch_size=8, in_channels=5),
@@ -78,15 +78,15 @@ def test_statistics_for_other_channels(tiny_cae):
         check(model, Samples(view=(5, 64, 64), second=(5, 32, 32)))
 
 
-def test_the_same_in_every_step(model):
-    """Where there is no first sample to look at: a mask of another grid would pick wrong patches without a sign."""
+def test_mask_grid_is_checked_in_each_step(model):
+    """For streams, which have no first sample: a mask of another grid would pick the wrong patches silently."""
     images = torch.rand(2, 3, 64, 64)
     samples = [DataSample().set_mask(torch.eye(3, dtype=torch.bool)) for _ in range(2)]
     with pytest.raises(ConfigError, match=r'set grid=\(4, 4\) of the mask generator'):
         model.loss([images, images[..., :32, :32]], samples)
 
 
-def test_pipelines_that_lack_something(model):
+def test_pipeline_without_second_view_and_mask(model):
     class OneView(Samples):
         def __getitem__(self, index):
             return dict(inputs=torch.zeros(3, 64, 64), data_samples=DataSample())
@@ -95,7 +95,7 @@ def test_pipelines_that_lack_something(model):
         check(model, OneView())
 
 
-def test_tokenizers_in_training():
+def test_tokenizers():
     class OneView(Samples):
         def __getitem__(self, index):
             return dict(inputs=torch.zeros(self.shapes[0]), data_samples=DataSample())

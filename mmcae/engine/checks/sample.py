@@ -1,0 +1,38 @@
+"""Check that images, views and masks fit a model for pretraining."""
+
+import random
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from ...registry import CHECKS
+from .base import Check, unwrapped
+
+
+@CHECKS.register_module('sample')
+class SampleCheck(Check):
+    """Load one training sample and pass it to the model's `check_sample(inputs, data_sample)`: channels, sizes of the views, mask grid.
+
+    For models that have this method. Streamed data sets are skipped, because they have no first sample. The state of the random number
+    generators is restored.
+
+    Raises:
+        ConfigError: The sample does not fit; the message names the setting to change.
+    """
+
+    def applies_to(self, model):
+        return hasattr(model, 'check_sample')
+
+    def before_split(self, runner, split):
+        dataset = runner.train_dataloader.dataset if split == 'train' else None
+        if dataset is None or isinstance(dataset, IterableDataset):
+            return
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            sample = dataset[0]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+        unwrapped(runner.model).check_sample(sample['inputs'], sample['data_samples'])
