@@ -1,6 +1,7 @@
 """Train whatever a config describes: pretraining, classification, detection or segmentation.
 
     mmcae train cae/cae_vit-small_folder data_root=FOLDER     # a config that comes with mmcae, by its name: mmcae configs list
+    mmcae train CONFIG --dry-run                              # what it would do, how long, in how much memory
     mmcae train CONFIG --resume                               # go on after an interruption
     mmcae train CONFIG train_dataloader.batch_size=32 randomness.seed=1 randomness.deterministic=True
 
@@ -8,6 +9,9 @@ On several GPUs or machines: tools/dist_train.sh, tools/slurm_train.sh. What can
 MMCAE_TRACEBACK=1 in the environment shows where it was raised.
 """
 
+import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 from .arguments import add_changes
@@ -25,6 +29,7 @@ def add_arguments(parser):
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision: bfloat16 where the machine has it, else float16')
     parser.add_argument('--auto-scale-lr', action='store_true', help="scale the config's lr linearly by batch size / base_batch_size")
+    parser.add_argument('--dry-run', action='store_true', help='build everything, run one batch, print the plan, and write nothing')
     parser.add_argument('--no-validate', action='store_true', help='no evaluation while training')
     add_changes(parser)
     parser.add_argument(
@@ -42,20 +47,24 @@ def check(args, parser):
 
 
 def run(args):
-    from ..compat import leave_distributed
-    from ..datasets import check_data, read_images_alike
-    from ..engine.launch import build_runner, require_batches, require_checkpoint
-    from ..engine.resume import choose_checkpoint
-    from ..engine.work_dir import hold_work_dir
     from ..utils.configs.loading import load_config, set_work_dir
 
     cfg = load_config(args.config, [*args.changes, *args.cfg_options])
+    if args.dry_run:
+        return plan(cfg, args)
     set_work_dir(cfg, args.work_dir, cfg.filename)
-    apply_arguments(cfg, args)
-    if cfg.get('load_from'):
-        require_checkpoint(cfg.load_from)
-    check_data(cfg, ('train', 'val'))
-    read_images_alike(cfg)
+    return train(cfg, args)
+
+
+def train(cfg, args):
+    """Train as a config says, with what the command line adds to it; returns the path of the last checkpoint."""
+    from ..compat import leave_distributed
+    from ..engine.launch import build_runner, require_batches
+    from ..engine.resume import choose_checkpoint
+    from ..engine.work_dir import hold_work_dir
+    from ..utils.configs.loading import last_checkpoint
+
+    prepare(cfg, args)
     with hold_work_dir(cfg, args.launcher):
         if cfg.get('resume'):
             choose_checkpoint(cfg)
@@ -63,8 +72,62 @@ def run(args):
         require_batches(runner)
         if runner.rank == 0:
             print(summary(cfg, runner.world_size), flush=True)
-        runner.train()
+        with live_progress(runner):
+            runner.train()
         leave_distributed()
+    return Path(cfg.work_dir, last_checkpoint(cfg))
+
+
+def plan(cfg, args):
+    """Print what a training would do; nothing is written."""
+    from ..compat import leave_distributed
+    from ..engine.dry_run import dry_run
+    from ..engine.launch import build_runner, choose_launcher, join_processes, require_batches
+    from ..engine.resume import choose_checkpoint
+
+    prepare(cfg, args)
+    choose_launcher(cfg, args.launcher)
+    join_processes(cfg)
+    cfg.work_dir = results = str(args.work_dir or cfg.get('work_dir') or Path('work_dirs', Path(cfg.filename).stem))
+    if cfg.get('resume'):
+        choose_checkpoint(cfg)
+    cfg.log_level, cfg.visualizer = 'WARNING', None
+    with tempfile.TemporaryDirectory() as cfg.work_dir:
+        runner = build_runner(cfg, cfg.launcher)
+        require_batches(runner)
+        text = dry_run(runner)
+    cfg.work_dir = results
+    if runner.rank == 0:
+        print(f'{summary(cfg, runner.world_size)}\n{text}\nDry run: nothing was written.', flush=True)
+    leave_distributed()
+
+
+@contextmanager
+def live_progress(runner):
+    """Where the first process writes to a terminal, the line of ShowProgress stands below its log."""
+    from ..engine import ShowProgress
+
+    if runner.rank or not sys.stdout.isatty():
+        yield
+        return
+    hook = ShowProgress()
+    runner.register_hook(hook)
+    try:
+        yield
+    finally:
+        hook.close()
+
+
+def prepare(cfg, args):
+    """Complete a config by the command line, and look at its data."""
+    from ..datasets import check_data, read_images_alike
+    from ..engine.launch import require_checkpoint
+
+    apply_arguments(cfg, args)
+    if cfg.get('load_from'):
+        require_checkpoint(cfg.load_from)
+    check_data(cfg, ('train', 'val'))
+    read_images_alike(cfg)
 
 
 def apply_arguments(cfg, args):

@@ -4,7 +4,7 @@ from .amp import AmpOptimWrapper
 from .checks import Check, Checks
 from .deepspeed_strategy import DeepSpeedStrategy
 from .distributed import CPUDistributedDataParallel
-from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe
+from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe, ShowProgress
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
@@ -29,6 +29,7 @@ __all__ = [
     'LogProcessor',
     'OnlineProbe',
     'Runner',
+    'ShowProgress',
     'SingleDeviceStrategy',
     'WarmupCosineLR',
 ]

@@ -4,10 +4,12 @@ from .checkpoint import CheckpointHook
 from .compile import CompileParts
 from .draw_reconstructions import DrawReconstructions
 from .online_probe import OnlineProbe
+from .progress import ShowProgress
 
 __all__ = [
     'CheckpointHook',
     'CompileParts',
     'DrawReconstructions',
     'OnlineProbe',
+    'ShowProgress',
 ]
