@@ -10,7 +10,7 @@ from torch import Tensor, tensor
 
 from ..checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD, default_crop
 from ..utils.errors import ConfigError
-from .images import resize, to_tensor
+from .images import ImageLike, load_image, resize, to_tensor
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ class View:
             image = resize(image, (rows, columns), Image.Resampling[self.interpolation.upper()])
         top, left = (round((side - kept) / 2) for side, kept in zip((rows, columns), self.size, strict=True))
         return image[top : top + self.size[0], left : left + self.size[1]]
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        """One image, see :func:`mmcae.apis.images.load_image` -> float32 (channels, h, w)."""
+        return self.normalize([self.cut(load_image(image, self.channels))])[0]
 
     def normalize(self, cuts: Sequence[np.ndarray]) -> Tensor:
         """Cuts -> float32 (B, channels, h, w)."""

@@ -13,6 +13,7 @@ from ..version import __version__
 COMMANDS = {
     'train': 'train what a config describes: pretraining, classification, detection, segmentation',
     'test': 'judge a checkpoint on the test set of a config',
+    'embed': 'features of all images of a folder, in one file',
     'evaluate': 'judge an encoder by nearest neighbours, linear and attentive probing, fine-tuning',
     'attention': 'draw where an encoder looks',
     'reconstruct': 'draw what a pretrained model makes of masked images',
@@ -23,13 +24,14 @@ COMMANDS = {
     'tokens': 'store the tokens of images, so that pretraining needs no tokenizer',
     'demo': 'the whole chain on handwritten digits, minutes on a CPU',
     'configs': 'list, show or copy the configs that come with mmcae',
+    'completion': 'print what makes a shell complete the commands, options and configs of mmcae',
     'doctor': 'show what is installed, what is missing, and the remedy',
 }
 DESCRIPTION = """\
 mmcae pretrains vision transformers on your images, judges them, and carries them into other tasks.
 
     mmcae train cae/cae_vit-small_folder data_root=FOLDER    # pretrain on the images below a folder
-    mmcae attention CHECKPOINT IMAGE --out attention.png
+    mmcae embed CHECKPOINT FOLDER --out features.npz         # features of all images below a folder
     mmcae evaluate CHECKPOINT --config-family imagenet
 
 Every command has --help with examples. Commands:
