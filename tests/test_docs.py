@@ -21,7 +21,7 @@ from mmcae.utils.configs.loading import last_checkpoint, load_config
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
 # What a command may begin with besides our own tools; how to install system packages, fetch the repository, look at things.
-OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'torchrun'}
+OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'torchrun'}
 PLACEHOLDER = re.compile(r'[A-Z][A-Z_0-9]*')
 
 
@@ -81,9 +81,11 @@ def check_module(name):
 
 def check_command(name, *arguments):
     """A command of mmcae with its arguments: they are parsed, and changes of configs are made."""
+    if name == '--help':
+        return
     assert name in COMMANDS, f'mmcae has no command {name}'
     module = import_module(f'mmcae.commands.{name}')
-    if hasattr(module, 'main'):
+    if hasattr(module, 'main') or '--help' in arguments:
         return
     try:
         args = make_parser(module).parse_intermixed_args(arguments)
