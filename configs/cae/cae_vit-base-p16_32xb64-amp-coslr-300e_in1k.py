@@ -4,7 +4,7 @@
 
 _base_ = [
     '../_base_/models/cae_vit-base.py',
-    '../_base_/targets/dalle.py',  # or dvae.py, pixels.py, features.py: all that follows from the choice is wired below
+    '../_base_/targets/dalle.py',  # or dvae.py, pixels.py, teacher.py: all that follows from the choice is wired below
     '../_base_/datasets/imagenet_cae.py',
     '../_base_/schedules/cae_300e.py',
     '../_base_/runtimes/pretraining.py',
@@ -22,7 +22,8 @@ default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=-1))
 # ---- rarely changed: what the target asks for
 model = dict(target_generator=_base_.target_generator, decoder=dict(num_outputs=_base_.num_outputs))
 data_preprocessor = dict(second_mean=_base_.second_mean, second_std=_base_.second_std)
-second_view = dict(second_size=14 * _base_.token_size, second_interpolation=_base_.second_interpolation)  # for 14x14 patches
+token_size = _base_.token_size  # None for targets without a second view
+second_view = dict(second_size=token_size and 14 * token_size, second_interpolation=_base_.second_interpolation)  # for 14x14 patches
 train_pipeline = [{**step, **second_view} if step.type == 'mmcae.TwoViewCrop' else step for step in _base_.train_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 

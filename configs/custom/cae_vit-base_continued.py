@@ -5,7 +5,7 @@
 
 _base_ = [
     '../_base_/models/cae_vit-base.py',
-    '../_base_/targets/pixels.py',  # or dalle.py, dvae.py, features.py: all that follows from the choice is wired below
+    '../_base_/targets/pixels.py',  # or dalle.py, dvae.py, teacher.py: all that follows from the choice is wired below
     '../_base_/schedules/cae_300e.py',
     '../_base_/runtimes/pretraining.py',
 ]
@@ -31,7 +31,7 @@ model = dict(
     decoder=dict(num_outputs=_base_.num_outputs),
 )
 data_preprocessor = dict(
-    type='mmcae.TwoViewPreprocessor',
+    type='mmcae.ViewPreprocessor',
     mean=[123.675, 116.28, 103.53],  # what the checkpoint was trained with; the authors' have ImageNet's
     std=[58.395, 57.12, 57.375],
     second_mean=_base_.second_mean,
@@ -44,7 +44,7 @@ train_pipeline = [
     dict(
         type='mmcae.TwoViewCrop',
         size=224,
-        second_size=14 * _base_.token_size,  # for 14x14 patches
+        second_size=_base_.token_size and 14 * _base_.token_size,  # for 14x14 patches; None without a second view
         scale=crop_scale,
         second_interpolation=_base_.second_interpolation,
         backend='torch',  # faster than 'pillow', which differs by rounding

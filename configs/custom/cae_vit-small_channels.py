@@ -4,7 +4,7 @@
 
 _base_ = [
     '../_base_/models/cae_vit-base.py',
-    '../_base_/targets/pixels.py',  # or dvae.py, trained with as many channels; features.py of a model that reads so many
+    '../_base_/targets/pixels.py',  # or dvae.py, trained with as many channels
     '../_base_/schedules/cae_300e.py',
     '../_base_/runtimes/pretraining.py',
 ]
@@ -33,7 +33,7 @@ model = dict(
     decoder=dict(embed_dims=384, num_outputs=_base_.num_outputs),
     target_generator=dict(_base_.target_generator, in_channels=channels),
 )
-data_preprocessor = dict(type='mmcae.TwoViewPreprocessor', mean=mean, std=std, second_mean=_base_.second_mean, second_std=_base_.second_std)
+data_preprocessor = dict(type='mmcae.ViewPreprocessor', mean=mean, std=std, second_mean=_base_.second_mean, second_std=_base_.second_std)
 data_preparation = 'Put your images there, in any tree of folders, or name their folder.'
 train_pipeline = [
     dict(type='mmcae.LoadImage', channels=channels),

@@ -53,6 +53,6 @@ model = dict(
     target_generator=_base_.target_generator,
 )
 data_preprocessor = dict(second_mean=_base_.second_mean, second_std=_base_.second_std)
-second_view = dict(second_size=grid * _base_.token_size, second_interpolation=_base_.second_interpolation)
+second_view = dict(second_size=_base_.token_size and grid * _base_.token_size, second_interpolation=_base_.second_interpolation)
 train_pipeline = [{**step, **second_view} if step.type == 'mmcae.TwoViewCrop' else step for step in _base_.train_pipeline]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

@@ -6,13 +6,15 @@ from pathlib import Path
 from .. import checkpoints
 from ..checkpoints import load_strictly, read_weights
 from ..checkpoints.weights import count_blocks, unknown_heads
-from ..models import CAE, CAEViT
+from ..models import CAE, CAEv2, CAEViT
 from ..registry import MODELS
 from ..utils.errors import CheckpointError
 
 
-def load_cae(source: str | Path | Mapping, num_heads: int | None = None, decoder_num_heads: int | None = None, prefix: str = '') -> CAE:
-    """Build the whole pretraining model from a checkpoint of mmcae, the authors or mmpretrain.
+def load_cae(
+    source: str | Path | Mapping, num_heads: int | None = None, decoder_num_heads: int | None = None, prefix: str = ''
+) -> CAE | CAEv2:
+    """Build the whole pretraining model, CAE or CAE v2, from a checkpoint of mmcae, the authors or mmpretrain.
 
     Args:
         source: Path, or a checkpoint's content, or a state dict.
@@ -24,15 +26,14 @@ def load_cae(source: str | Path | Mapping, num_heads: int | None = None, decoder
         The model in training mode without drop path and without a tokenizer (`predict` works, `loss` needs one), in float32.
 
     Raises:
-        CheckpointError: Unreadable, incomplete, of an unknown layout, of CAE v2, or with a number of heads that is not known.
+        CheckpointError: Unreadable, incomplete, of an unknown layout, or with a number of heads that is not known.
     """
     weights = read_weights(source, prefix)
     state, spec = weights.cae, weights.spec(num_heads)
-    missing = [key for key in ('regressor.mask_token', 'regressor.blocks.0.attn.q_bias', 'decoder.head.weight') if key not in state]
+    head = 'predictor.fc.weight' if weights.is_v2 else 'decoder.head.weight'
+    missing = [key for key in ('regressor.mask_token', 'regressor.blocks.0.attn.q_bias', head) if key not in state]
     if missing:
         raise CheckpointError(f'{weights.origin} has no {", ".join(missing)}: it holds an encoder alone, use load_encoder')
-    if weights.is_v2:
-        raise CheckpointError(f'{weights.origin} has no decoder and no alignment encoder: it is of CAE v2, which this version cannot build')
     if spec.num_heads is None:
         raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, 'num_heads=')
     common = dict(
@@ -40,23 +41,24 @@ def load_cae(source: str | Path | Mapping, num_heads: int | None = None, decoder
         num_heads=weights.decoder_heads(decoder_num_heads),
         feedforward_channels=len(state['regressor.blocks.0.mlp.fc1.weight']),
     )
-    model = CAE(
-        backbone=spec.config(),
-        regressor=dict(
-            type='mmcae.LatentContextualRegressor',
-            in_dims=spec.embed_dims,
-            num_layers=count_blocks(state, 'regressor.blocks.'),
-            layer_scale_init_value=float('regressor.blocks.0.gamma_1' in state),
-            **common,
-        ),
-        decoder=dict(
+    regressor = dict(
+        type='mmcae.LatentContextualRegressor',
+        in_dims=spec.embed_dims,
+        num_layers=count_blocks(state, 'regressor.blocks.'),
+        layer_scale_init_value=float('regressor.blocks.0.gamma_1' in state),
+        **common,
+    )
+    if weights.is_v2:
+        model = CAEv2(backbone=spec.config(), regressor=regressor, predictor=dict(num_outputs=len(state[head])))
+    else:
+        decoder = dict(
             type='mmcae.CAEDecoder',
-            num_outputs=len(state['decoder.head.weight']),
+            num_outputs=len(state[head]),
             num_layers=count_blocks(state, 'decoder.blocks.'),
             layer_scale_init_value=float('decoder.blocks.0.gamma_1' in state),
             **common,
-        ),
-    )
+        )
+        model = CAE(backbone=spec.config(), regressor=regressor, decoder=decoder)
     load_strictly(model, state, weights.origin, spec=spec)
     return model
 

@@ -6,7 +6,7 @@ import torch
 
 from ..utils.errors import CheckpointError
 from .reading import StateDict
-from .renaming import MMPRETRAIN, OFFICIAL, encoder_of, rename, without_redundant
+from .renaming import MMPRETRAIN, OFFICIAL, OFFICIAL_V2, encoder_of, rename, without_redundant
 from .spec import EncoderSpec
 
 # The authors' downstream code recognises a pretraining checkpoint by its last key, which must be the decoder's.
@@ -14,9 +14,16 @@ OFFICIAL_ORDER = ('rd_pos_embed', 'mask_token', 'encoder.', 'alignment_encoder.'
 
 
 def to_official(state: Mapping) -> StateDict:
-    """The inverse of :func:`convert_official`, with the copy of the encoder that the authors' loader expects, in their order."""
-    state = rename(without_redundant(state), [(ours, theirs) for theirs, ours in OFFICIAL])
-    state |= {f'alignment_{key}': value for key, value in state.items() if key.startswith('encoder.')}
+    """The inverse of :func:`convert_official`, in the authors' order: with the copy of the encoder that their loader of CAE expects, or the
+    unused norm of CAE v2.
+    """
+    v2 = any(key.startswith('predictor.') for key in state)
+    state = rename(without_redundant(state), [(ours, theirs) for theirs, ours in (OFFICIAL_V2 if v2 else OFFICIAL)])
+    if v2:
+        width = state['mask_token'].shape[-1]
+        state |= {'regresser.norm.weight': torch.ones(width), 'regresser.norm.bias': torch.zeros(width)}
+    else:
+        state |= {f'alignment_{key}': value for key, value in state.items() if key.startswith('encoder.')}
     if 'rd_pos_embed' in state:
         table = state['rd_pos_embed']
         state['rd_pos_embed'] = torch.cat((torch.zeros_like(table[:, :1]), table), dim=1)
@@ -37,6 +44,8 @@ def to_mmpretrain(state: Mapping, pool: str = 'token') -> StateDict:
     """
     if _is_average(pool):
         state = {key: value for key, value in state.items() if key.startswith('backbone.')}
+    if any(key.startswith('predictor.') for key in state):
+        raise CheckpointError('mmpretrain has no CAE v2: convert the encoder alone, by --to encoder first')
     if any(key.startswith('regressor.project.') for key in state):
         raise CheckpointError('mmpretrain has no projection between encoder and regressor: it needs both to have the same width')
     state = {key: value for key, value in without_redundant(state).items() if key != 'pos_embed'}

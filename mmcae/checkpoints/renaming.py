@@ -24,6 +24,13 @@ OFFICIAL = (
     ('decoder.norm.', 'decoder.norm.'),
     ('decoder.head.', 'decoder.head.'),
 )
+# In CAE v2 the authors call the head that all tokens share a decoder; the regressor's norm is there, and never used.
+OFFICIAL_V2 = (
+    ('decoder.norm.', 'predictor.norm.'),
+    ('decoder.head.', 'predictor.fc.'),
+    *(pair for pair in OFFICIAL if not pair[0].startswith(('decoder.', 'regresser.norm.'))),
+)
+UNUSED_V2 = 'regresser.norm.'
 
 
 def _mmpretrain_blocks(theirs: str, ours: str) -> tuple:
@@ -60,7 +67,7 @@ REDUNDANT = re.compile(r'(alignment_encoder|teacher|target_generator|data_prepro
 TOKENIZER = 'target_generator.'
 SHARED_BIAS = 'rel_pos_bias.relative_position_bias_table'
 LAYER_SCALE = re.compile(r'\.ls([12])\.gamma$')  # timm's ViT and DINOv2
-CAE_PARTS = ('backbone.', 'regressor.', 'decoder.', 'pos_embed')
+CAE_PARTS = ('backbone.', 'regressor.', 'decoder.', 'predictor.', 'pos_embed')
 ENCODER_PARTS = ('cls_token', 'pos_embed', 'patch_embed.', 'blocks.', 'norm.', 'fc_norm.')
 
 
@@ -75,8 +82,19 @@ PARTS = {
 
 
 def convert_official(state: Mapping) -> StateDict:
-    """The authors' pretraining state dict under mmcae's names. The alignment encoder is left out: it equals the encoder."""
+    """The authors' pretraining state dict under mmcae's names. The alignment encoder is left out: it equals the encoder; and so is the
+    norm that CAE v2 does not use.
+    """
+    if is_official_v2(state):
+        state = {key: value for key, value in state.items() if not key.startswith(UNUSED_V2)}
+        return _with_latent_positions(rename(state, OFFICIAL_V2))
     return _with_latent_positions(rename(state, OFFICIAL))
+
+
+def is_official_v2(state: Mapping) -> bool:
+    """Whether a state dict of the authors is of CAE v2: it has a regressor, and neither decoder blocks nor an alignment encoder."""
+    absent = ('decoder.decoder_blocks.', 'alignment_encoder.', 'teacher.')
+    return 'decoder.head.weight' in state and not any(key.startswith(absent) for key in state)
 
 
 def convert_mmpretrain(state: Mapping) -> StateDict:
@@ -118,11 +136,12 @@ def to_mmcae(state: Mapping, kind: str, norm: str | None = None) -> StateDict:
 
 def left_out(state: Mapping, kind: str) -> list[str]:
     """The keys of a state dict that are no part of CAE: copies of the encoder, tokenizers, heads and necks of other tasks."""
-    return [key for key in state if REDUNDANT.match(key) or not key.startswith(_parts(state, kind))]
+    unused = UNUSED_V2 if kind == 'official' and is_official_v2(state) else ' '
+    return [key for key in state if REDUNDANT.match(key) or not key.startswith(_parts(state, kind)) or key.startswith(unused)]
 
 
 def cae_of(state: Mapping) -> StateDict:
-    """Encoder, regressor and decoder out of a state dict under mmcae's names: what is left without heads and necks of other tasks."""
+    """The parts of CAE or CAE v2 out of a state dict under mmcae's names: what is left without heads and necks of other tasks."""
     return {key: value for key, value in without_redundant(state).items() if key.startswith(CAE_PARTS)}
 
 

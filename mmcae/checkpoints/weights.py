@@ -48,10 +48,8 @@ class Weights:
 
     @property
     def is_v2(self) -> bool:
-        """Whether it is of CAE v2: by its description, or in the authors' layout by the lack of decoder blocks and alignment encoder."""
-        parts = ('decoder.decoder_blocks.', 'alignment_encoder.', 'teacher.')
-        theirs = self.place.kind == 'official' and not any(key.startswith(parts) for key in self.place.state)
-        return self.method.get('name') == 'CAEv2' or theirs
+        """Whether it is of CAE v2, which has one head for all tokens in the place of a decoder."""
+        return any(key.startswith('predictor.') for key in self.state)
 
     @property
     def left_out(self) -> Counter:

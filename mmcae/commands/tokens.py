@@ -39,6 +39,7 @@ def run(args):
     from ..datasets import check_data
     from ..datasets.sources.store_tokens import UNREADABLE, RandomViews, fill, fingerprint
     from ..datasets.sources.token_store import Manifest
+    from ..models.targets.base import Tokenizer
     from ..registry import DATASETS, MODELS
     from ..utils.configs.loading import load_config
     from ..utils.errors import ConfigError, DataError
@@ -50,7 +51,7 @@ def run(args):
     if not cfg.model.get('target_generator'):
         raise ConfigError(f'{args.config} describes no pretraining with a tokenizer: it has no model.target_generator')
     tokenizer = MODELS.build(cfg.model.target_generator)
-    if not tokenizer.vocab_size or tokenizer.vocab_size > 2**16:
+    if not isinstance(tokenizer, Tokenizer) or tokenizer.vocab_size > 2**16:
         raise ConfigError(
             f'{args.config}: the targets of {type(tokenizer).__name__} are not up to {2**16:,} tokens, which are what is stored'
         )

@@ -1,14 +1,15 @@
-"""Models: the five boxes of CAE, and what carries its encoder into other tasks."""
+"""Models: methods, encoders, targets, and what carries an encoder into other tasks."""
 
 from ..registry import MODELS, register_lazily
 from .dense import DeconvPyramid, SimpleFeaturePyramid
 from .encoders.vit import CAEViT
 from .heads import AttentiveClsHead
 from .methods.cae import CAE
+from .methods.cae_v2 import CAEv2
 from .methods.decoder import CAEDecoder
 from .methods.regressor import LatentContextualRegressor
-from .preprocessor import TwoViewPreprocessor
-from .targets import DALLETokenizer, DiscreteVAE, FeatureTargets, PatchCodebook, PixelTargets, StoredTokens
+from .preprocessor import ViewPreprocessor
+from .targets import DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets, StoredTokens, Teacher
 
 register_lazily(MODELS, 'mmcae.models.dense.detection', 'MaskTTAModel', 'RPNHead', 'SingleRoIExtractor')
 
@@ -16,15 +17,16 @@ __all__ = [
     'AttentiveClsHead',
     'CAE',
     'CAEDecoder',
+    'CAEv2',
     'CAEViT',
     'DALLETokenizer',
     'DeconvPyramid',
     'DiscreteVAE',
-    'FeatureTargets',
     'LatentContextualRegressor',
     'PatchCodebook',
     'PixelTargets',
     'SimpleFeaturePyramid',
     'StoredTokens',
-    'TwoViewPreprocessor',
+    'Teacher',
+    'ViewPreprocessor',
 ]

@@ -5,7 +5,7 @@ import torch
 
 from mmcae.apis import load_cae, load_encoder
 from mmcae.checkpoints import metadata_of, read_weights, timm_arguments, to_mmpretrain, to_official
-from mmcae.models import CAE, CAEDecoder, CAEViT, LatentContextualRegressor
+from mmcae.models import CAE, CAEDecoder, CAEv2, CAEViT, LatentContextualRegressor
 from mmcae.utils.errors import CheckpointError
 
 HEADS = dict(num_heads=4, decoder_num_heads=4)  # of `tiny_cae`
@@ -224,11 +224,16 @@ def test_windows_are_in_the_description():
     torch.testing.assert_close(model(images), source(images))
 
 
-def test_a_checkpoint_of_cae_v2_is_no_cae(tiny_cae):
+def test_a_checkpoint_of_cae_v2_is_one(tiny_cae):
+    """The authors' layouts differ by the decoder's blocks and the copy of the encoder; ours by the name of the head."""
     state = to_official(tiny_cae(decoder=dict(num_layers=0)).state_dict())
     state = {key: value for key, value in state.items() if not key.startswith('alignment_encoder.')}
-    with pytest.raises(CheckpointError, match='it is of CAE v2'):
-        load_cae(state, **HEADS)
+    model = load_cae(state, **HEADS)
+    assert isinstance(model, CAEv2)
+    ours = model.state_dict()
+    assert isinstance(load_cae({**ours}, **HEADS), CAEv2)
+    with pytest.raises(CheckpointError, match='predictor.fc.weight.*holds an encoder alone'):
+        load_cae({key: value for key, value in ours.items() if key != 'predictor.fc.weight'}, **HEADS)
 
 
 # ---------------------------------------------------------------- timm's arguments

@@ -27,7 +27,7 @@ def image():
 def codebook(tmp_path):
     """A trained tokenizer of 24 tokens over 8x8 patches: the view it needs is half as large as the model's."""
     tokenizer = PatchCodebook(vocab_size=24, patch_size=8)
-    tokenizer.loss(torch.rand(16, 3, 32, 32))
+    tokenizer.training_loss(torch.rand(16, 3, 32, 32))
     torch.save(dict(state_dict=tokenizer.state_dict()), tmp_path / 'tokenizer.pth')
     return dict(type='mmcae.PatchCodebook', checkpoint=str(tmp_path / 'tokenizer.pth'))
 
@@ -166,7 +166,7 @@ def test_grey_images_are_drawn_in_grey(tiny_cae):
         backbone=dict(in_channels=1),
         decoder=dict(num_outputs=None),
         target_generator=dict(type='mmcae.PixelTargets', patch_size=16, in_channels=1),
-        data_preprocessor=dict(type='mmcae.TwoViewPreprocessor', mean=[127.5], std=[50.0]),
+        data_preprocessor=dict(type='mmcae.ViewPreprocessor', mean=[127.5], std=[50.0]),
     ).eval()
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 1), np.uint8)
     result = reconstruct(model, image)

@@ -52,7 +52,7 @@ def source(tiny_cae, tmp_path):
     """Our own pretraining checkpoint, with the description that a run leaves in it."""
     model = tiny_cae().eval()
     views = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], second_mean=[0.0], second_std=[255.0])
-    model.data_preprocessor = MODELS.build(dict(type='mmcae.TwoViewPreprocessor', **views))
+    model.data_preprocessor = MODELS.build(dict(type='mmcae.ViewPreprocessor', **views))
     path = tmp_path / 'source.pth'
     torch.save(dict(state_dict=model.state_dict(), meta=metadata_of(model), optimizer=dict(state={})), path)
     return model, path

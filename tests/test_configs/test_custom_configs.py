@@ -8,7 +8,7 @@ from mmengine.runner import Runner
 
 from mmcae.apis import load_cae
 from mmcae.checkpoints import to_official
-from mmcae.models import DiscreteVAE
+from mmcae.models import CAEv2, CAEViT, DiscreteVAE
 from mmcae.utils.configs.loading import load_config
 
 SHORT = ['train_cfg.max_epochs=1', 'param_scheduler.0.warmup=0', 'param_scheduler.0.end=1', 'default_hooks.logger.interval=1']
@@ -166,3 +166,29 @@ def test_from_a_released_encoder_alone(released, tiny, tmp_path):
     assert encoder and all(torch.equal(before[key], after[key]) for key in encoder)
     assert not torch.equal(before['regressor.blocks.0.attn.q.weight'], after['regressor.blocks.0.attn.q.weight'])
     assert (after['decoder.head.bias'] == 0).all()
+
+
+@pytest.mark.parametrize('changes', [(), ('complementary=True', 'num_masked=98', "supervise=['visible','masked']")])
+def test_cae_v2_with_a_teacher_file(repository, image_folder, run_tool, tmp_path, changes):
+    """The teacher is an encoder of our own, which its checkpoint describes; then with complementary masks."""
+    teacher = CAEViT(arch=dict(embed_dims=20, num_layers=1, num_heads=2), img_size=224)
+    torch.save(dict(state_dict=teacher.state_dict(), meta=dict(encoder=teacher.spec.to_dict())), tmp_path / 'teacher.pth')
+    config = tmp_path / 'config.py'
+    config.write_text(f"""_base_ = '{repository}/configs/custom/cae_v2_vit-small_folder.py'
+model = dict(
+    backbone=dict(arch=dict(_delete_=True, embed_dims=32, num_layers=2, num_heads=2)),
+    regressor=dict(in_dims=32, embed_dims=32, num_heads=2),
+)
+""")
+    data = f'data_root={image_folder(size=(200, 300), count=2)}'
+    settings = (data, f'teacher.checkpoint={tmp_path / "teacher.pth"}', 'teacher.model=None', 'teacher.projected=False', *changes)
+    arguments = (config, '--work-dir', tmp_path / 'run', '--cfg-options', *settings, *SHORT, *LOADER)
+    code, output = run_tool('tools/train.py', *arguments)
+    assert code == 0 and 'loss_main: ' in output, output
+    model = load_cae(tmp_path / 'run/epoch_1.pth')
+    assert isinstance(model, CAEv2) and model.predictor.fc.out_features == 20 and model.backbone.blocks[0].attn.num_heads == 2
+    weights = torch.load(tmp_path / 'run/epoch_1.pth', weights_only=False)
+    assert weights['meta']['method']['name'] == 'CAEv2' and not any(key.startswith('target') for key in weights['state_dict'])
+
+    code, output = run_tool('tools/train.py', *arguments, 'teacher.checkpoint=none.pth')
+    assert code == 2 and 'none.pth' in output.splitlines()[-1], output

@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmcae.engine.launch import build_runner
 from mmcae.utils.configs.loading import load_config
 
-PRETRAINING = ('tokenizer', 'cae_vit', 'cae_pixels_vit', 'cae_features_vit', 'mae_vit')
+PRETRAINING = ('tokenizer', 'cae_vit', 'cae_pixels_vit', 'cae_teacher_vit', 'mae_vit')
 LABELLED = ('linear_vit', 'attentive_vit', 'finetune_vit')
 DENSE = ('mask_rcnn_vit', 'upernet_vit')
 DATA = ('digits', 'fashion')
@@ -135,7 +135,7 @@ def test_a_tokenizer_its_cae_and_the_second_round(train, tmp_path):
     train('tokenizer', folder=tmp_path / 'one')
     runner = train('cae_vit', f'{checkpoint}={tmp_path}/one/tokenizer.pth', folder=tmp_path / 'two')
     assert len(runner.train_dataloader.dataset) == 200
-    runner = train('cae_features_vit', f'{checkpoint}={tmp_path}/two/iter_2.pth', folder=tmp_path / 'three')
+    runner = train('cae_teacher_vit', f'{checkpoint}={tmp_path}/two/iter_2.pth', folder=tmp_path / 'three')
     assert all(parameter.isfinite().all() for parameter in runner.model.parameters())
 
 

@@ -24,7 +24,7 @@ TARGETS = {
     'dalle': ('DALLETokenizer', 24, 112),
     'dvae': ('DiscreteVAE', 12, 112),
     'pixels': ('PixelTargets', 768, 224),
-    'features': ('FeatureTargets', 384, 224),
+    'teacher': ('Teacher', 384, None),
 }
 
 
@@ -34,9 +34,9 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp('weights')
     torch.save(DALLEEncoder(n_hid=8, n_blk_per_group=1, vocab_size=24).state_dict(), folder / 'dalle.pth')
     vae = DiscreteVAE(vocab_size=12, channels=(4, 8, 8), num_blocks=1, code_dim=6)
-    vae.loss(torch.rand(2, 3, 32, 32))
+    vae.training_loss(torch.rand(2, 3, 32, 32))
     torch.save(dict(state_dict=vae.state_dict()), folder / 'dvae.pth')
-    save_file(timm.create_model('vit_small_patch16_224', depth=1).state_dict(), folder / 'features.safetensors')
+    save_file(timm.create_model('vit_small_patch16_224', depth=1).state_dict(), folder / 'teacher.safetensors')
     return folder
 
 
@@ -54,7 +54,7 @@ def test_one_line(recipe, target, weights, image_folder, tmp_path):
     cfg.model.init_cfg = None
     if target == 'dalle':
         cfg.model.decoder.num_outputs = 24  # a small vocabulary; the recipe has DALL-E's
-    if target == 'features':
+    if target == 'teacher':
         cfg.model.target_generator.model.depth = 1
     for path in weights.glob(f'{target}.*'):
         cfg.model.target_generator.checkpoint = str(path)
@@ -64,14 +64,14 @@ def test_one_line(recipe, target, weights, image_folder, tmp_path):
     name, outputs, side = TARGETS[target]
     assert isinstance(model, CAE) and type(model.target_generator).__name__ == name
     assert model.decoder.head.out_features == outputs
-    assert [tuple(view.shape) for view in sample['inputs']] == [(3, 224, 224), (3, side, side)]
+    assert [tuple(view.shape) for view in sample['inputs']] == [(3, 224, 224)] + [(3, side, side)] * (side is not None)
     model.check_sample(sample['inputs'], sample['data_samples'])
     data = dict(inputs=[view[None] for view in sample['inputs']], data_samples=[sample['data_samples']])
     losses = model(**model.data_preprocessor(data), mode='loss')
     assert losses['loss_main'].isfinite() and ('mlm_acc' in losses) == (target in ('dalle', 'dvae'))
 
 
-@pytest.mark.parametrize(('target', 'outputs'), [('dvae', 12), ('pixels', 192), ('features', 96)])
+@pytest.mark.parametrize(('target', 'outputs'), [('dvae', 12), ('pixels', 192), ('teacher', 96)])
 def test_digits(target, outputs, weights):
     """The small recipes that docs/tokenizers.md compares."""
     cfg = load_config(CONFIGS / f'digits/cae_{target}_vit-digits.py')

@@ -63,7 +63,7 @@ model = dict(
     decoder=dict(type='mmcae.CAEDecoder', embed_dims=16, num_outputs=8, num_layers=1, num_heads=2),
     target_generator=dict(type='mmcae.PatchCodebook', checkpoint='{codebook}'),
     data_preprocessor=dict(
-        type='TwoNormDataPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, second_mean=[0.0] * 3, second_std=[255.0] * 3, to_rgb=False
+        type='mmcae.ViewPreprocessor', mean=[127.5] * 3, std=[127.5] * 3, second_mean=[0.0] * 3, second_std=[255.0] * 3, to_rgb=False
     ),
 )
 train_dataloader = dict(

@@ -16,7 +16,7 @@ from mmcae.utils.errors import ConfigError
 def trained(kind=DiscreteVAE, channels=3):
     settings = dict(vocab_size=16, channels=(8, 8, 8), num_blocks=1, code_dim=4, in_channels=channels) if kind is DiscreteVAE else {}
     model = kind(**settings)
-    model.loss(torch.rand(4, channels, 32, 48))
+    model.training_loss(torch.rand(4, channels, 32, 48))
     return model.train()
 
 

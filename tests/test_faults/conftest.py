@@ -38,7 +38,7 @@ model = dict(
     decoder=dict(type='mmcae.CAEDecoder', num_outputs=192, **latent),
     target_generator=dict(type='mmcae.PixelTargets', patch_size=8),
 )
-data_preprocessor = dict(type='TwoNormDataPreprocessor', mean=[120.0], std=[60.0], second_mean=[0.0], second_std=[255.0], to_rgb=False)
+data_preprocessor = dict(type='mmcae.ViewPreprocessor', mean=[120.0], std=[60.0], second_mean=[0.0], second_std=[255.0], to_rgb=False)
 train_dataloader = dict(
     batch_size=2,
     num_workers=1,

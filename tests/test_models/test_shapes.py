@@ -7,7 +7,7 @@ from mmpretrain.structures import DataSample
 from mmcae.apis import load_cae, load_encoder
 from mmcae.checkpoints import load_strictly, metadata_of
 from mmcae.checkpoints.tables import sincos_position_table
-from mmcae.models import CAE, CAEViT, TwoViewPreprocessor
+from mmcae.models import CAE, CAEViT, ViewPreprocessor
 from mmcae.registry import MODELS
 from mmcae.utils.errors import CheckpointError, ConfigError
 
@@ -20,7 +20,7 @@ def make_cae(img_size, patch, channels):
         regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=32, num_layers=1, **SIZES),
         decoder=dict(type='mmcae.CAEDecoder', num_layers=1, **SIZES),
         target_generator=dict(type='mmcae.PixelTargets', patch_size=8, in_channels=channels),
-        data_preprocessor=dict(type='mmcae.TwoViewPreprocessor', mean=[100.0] * channels, std=[50.0]),
+        data_preprocessor=dict(type='mmcae.ViewPreprocessor', mean=[100.0] * channels, std=[50.0]),
     )
 
 
@@ -143,10 +143,10 @@ def test_pretraining_starts_from_three_channels(tmp_path):
 def test_preprocessor_is_mmpretrains_for_other_channels():
     data = dict(inputs=[torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8) for _ in range(2)], data_samples=None)
     statistics = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], second_mean=[7.0], second_std=[8.0])
-    ours = TwoViewPreprocessor(**statistics)(data)['inputs']
+    ours = ViewPreprocessor(**statistics)(data)['inputs']
     theirs = MODELS.build(dict(type='mmpretrain.TwoNormDataPreprocessor', **statistics))(data)['inputs']
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    five = TwoViewPreprocessor(mean=range(5), std=[2.0] * 5)(dict(inputs=[torch.ones(1, 5, 2, 2)] * 2, data_samples=None))['inputs']
+    five = ViewPreprocessor(mean=range(5), std=[2.0] * 5)(dict(inputs=[torch.ones(1, 5, 2, 2)] * 2, data_samples=None))['inputs']
     torch.testing.assert_close(five[0][0, :, 0, 0], (1 - torch.arange(5.0)) / 2)
     torch.testing.assert_close(five[1], torch.full((1, 5, 2, 2), 1 / 255))
 
@@ -161,4 +161,4 @@ def test_preprocessor_is_mmpretrains_for_other_channels():
 )
 def test_preprocessor_refuses(statistics, message):
     with pytest.raises(ConfigError, match=message):
-        TwoViewPreprocessor(**statistics)
+        ViewPreprocessor(**statistics)

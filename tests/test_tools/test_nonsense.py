@@ -297,7 +297,7 @@ TRAIN = {
     '{cae} --cfg-options model.target_generator.type=mmcae.DiscreteVAE': ('codebook.pth holds no DiscreteVAE',),
     '{cae} --cfg-options model.decoder.num_outputs=8192': ('decoder.num_outputs=8192', 'set num_outputs=64'),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.second_size=64': (
-        '(8, 8) tokens',
+        '(8, 8) patches',
         'set the size of the second view to (32, 32)',
     ),
     '{cae} --cfg-options train_dataloader.dataset.pipeline.1.second_size=30': ('multiples of 8x8 pixels', '30x30'),

@@ -14,7 +14,7 @@ from mmcae.models.targets import PatchCodebook
 CONFIG = """
 default_scope = 'mmpretrain'
 data_preprocessor = dict(
-    type='TwoNormDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, second_mean=[0.0] * 3, second_std=[255.0] * 3)
+    type='mmcae.ViewPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, second_mean=[0.0] * 3, second_std=[255.0] * 3)
 model = dict(
     type='mmcae.CAE',
     backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64),
@@ -29,7 +29,7 @@ model = dict(
 def pretrained(tiny_cae, tmp_path):
     """A pretraining config and a checkpoint of it."""
     tokenizer = PatchCodebook(vocab_size=24, patch_size=16)
-    tokenizer.loss(torch.rand(16, 3, 64, 64))
+    tokenizer.training_loss(torch.rand(16, 3, 64, 64))
     torch.save(dict(state_dict=tokenizer.state_dict()), tmp_path / 'tokenizer.pth')
     config = CONFIG.format(tokenizer=str(tmp_path / 'tokenizer.pth'))
     (tmp_path / 'config.py').write_text(config)

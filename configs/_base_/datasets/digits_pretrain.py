@@ -17,7 +17,7 @@ cache_images = True
 interpolation = 'bilinear'  # sharper filters keep the pixels' noise, which no context predicts: 15 points of kNN accuracy
 num_workers = 1
 data_preprocessor = dict(
-    type='TwoNormDataPreprocessor',
+    type='mmcae.ViewPreprocessor',
     # the model's view: ImageNet's mean and standard deviation
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],

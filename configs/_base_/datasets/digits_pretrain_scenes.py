@@ -14,7 +14,7 @@ patch_size = 8
 cache_images = True  # 25,000 small images: decoding would cost more than everything else
 num_workers = 1
 data_preprocessor = dict(
-    type='TwoNormDataPreprocessor',
+    type='mmcae.ViewPreprocessor',
     # the model's view: ImageNet's mean and standard deviation
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],

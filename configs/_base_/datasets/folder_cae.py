@@ -23,7 +23,7 @@ mask = dict(
     min_block=min(16, num_masked // 4 + 1),  # less than the paper's 16 on small grids
 )
 data_preprocessor = dict(
-    type='TwoNormDataPreprocessor',
+    type='mmcae.ViewPreprocessor',
     # the model's view: ImageNet's mean and standard deviation, which downstream tools expect
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],

@@ -14,7 +14,7 @@ reduced_decoding = False  # JPEGs far larger than a view are decoded no finer th
 num_workers = 8
 resize_backend = 'torch'  # 'pillow' for the very pixels of the authors' pipeline, at half the speed: they differ by rounding
 data_preprocessor = dict(
-    type='TwoNormDataPreprocessor',
+    type='mmcae.ViewPreprocessor',
     # the model's view: ImageNet's mean and standard deviation
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],

@@ -1,5 +1,5 @@
 # What CAE predicts: the tokens of DALL-E's tokenizer, as in the paper. For photographs.
-# In place of this file name one of its neighbours (dvae.py, pixels.py, features.py): all set the same variables, which recipes wire.
+# In place of this file name one of its neighbours (dvae.py, pixels.py, teacher.py): all set the same variables, which recipes wire.
 
 # ---- often changed
 # On a machine without the file the run stops and says how to prepare it.

@@ -1,6 +1,7 @@
 """Transforms of the pretraining pipeline: read an image, cut two views from one box, draw a mask."""
 
 from ...registry import TRANSFORMS, register_lazily
+from .color_jitter import ColorJitter
 from .loading import LoadImage
 from .masks import BlockMaskGenerator, RandomMaskGenerator
 from .micron_scale import MicronScale
@@ -12,6 +13,7 @@ register_lazily(TRANSFORMS, 'mmcae.datasets.transforms.load_label_map', 'LoadLab
 
 __all__ = [
     'BlockMaskGenerator',
+    'ColorJitter',
     'HEDJitter',
     'LoadImage',
     'MicronScale',

@@ -30,7 +30,8 @@ class TwoViewCrop(BaseTransform):
 
     Args:
         size (int | tuple[int, int]): Size of the model's view: one side of a square, or (height, width).
-        second_size (int | tuple[int, int]): Size of the tokenizer's view.
+        second_size (int | tuple[int, int], optional): Size of the target's view. Without it there is one view, for targets that read the
+            model's own.
         scale (tuple[float, float]): Smallest and largest area of the box as a share of the image's, for images that have no
             ``crop_scale`` of their own (from MicronScale). Defaults to (0.08, 1).
         ratio (tuple[float, float]): Smallest and largest width / height of the box. Defaults to (3/4, 4/3).
@@ -50,7 +51,7 @@ class TwoViewCrop(BaseTransform):
     def __init__(
         self,
         size,
-        second_size,
+        second_size=None,
         scale=(0.08, 1.0),
         ratio=(3 / 4, 4 / 3),
         interpolation='bicubic',
@@ -58,7 +59,7 @@ class TwoViewCrop(BaseTransform):
         backend='pillow',
     ):
         self.size = height_width(size, 'size')
-        self.second_size = height_width(second_size, 'second_size')
+        self.second_size = None if second_size is None else height_width(second_size, 'second_size')
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ConfigError(f'scale must be (smallest, largest) share of the area within (0, 1], got {scale}')
         if not 0 < ratio[0] <= ratio[1]:
@@ -72,15 +73,15 @@ class TwoViewCrop(BaseTransform):
 
     def transform(self, results):
         crop, box = self.cut(results)
-        views = zip(self.sizes, self._filters, strict=True)
+        views = zip(self.sizes, self._filters, strict=False)
         results['img'] = [resize(crop, size, resample, box) for size, resample in views]
         results['img_shape'] = self.size
         return results
 
     @property
     def sizes(self):
-        """(height, width) of both views."""
-        return self.size, self.second_size
+        """(height, width) of each view."""
+        return (self.size,) if self.second_size is None else (self.size, self.second_size)
 
     def cut(self, results):
         """The part of the image that holds a box drawn for it, and the box within that as PIL takes it; None where it is all."""

@@ -161,6 +161,6 @@ def init_stack(stack: nn.Module, style: str = 'xavier'):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     if style == 'beit':
-        for depth, block in enumerate(stack.blocks, 1):
+        for depth, block in enumerate(getattr(stack, 'blocks', ()), 1):
             for layer in (block.attn.proj, block.mlp.fc2):
                 layer.weight.div_((2 * depth) ** 0.5)

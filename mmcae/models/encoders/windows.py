@@ -1,13 +1,11 @@
 """Attention within windows of patches, for large images: its cost grows with their area, not with the square of it."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ...utils.errors import ConfigError
-from ...utils.open_sizes import is_open, is_recorded
+from ...utils.open_sizes import is_open
 from .attention import attend
 
 
@@ -43,8 +41,7 @@ def window_attention(q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int], win
     keys, values = (torch.cat((for_each_window(x[:, :, :1]), split(x[:, :, 1:], grid, window)), dim=2) for x in (k, v))
     mask, cls_mask = None, None
     if is_open(*grid) or grid[0] % window or grid[1] % window:
-        make_mask = inside.__wrapped__ if is_recorded() else inside
-        mask = make_mask(*grid, window, q.device)[None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
+        mask = inside(*grid, window, q.device)[None].expand(q.shape[0], -1, -1, -1, -1).flatten(0, 1)
     if bias is not None:
         patch_bias = bias[:, 1:]
         mask = patch_bias if mask is None else torch.where(mask, patch_bias, -torch.inf)
@@ -76,8 +73,6 @@ def merge(windows: Tensor, grid: tuple[int, int], window: int) -> Tensor:
     return x[:, :, : grid[0], : grid[1]].flatten(2, 3)
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # the result is kept, and a training may be next
 def inside(height: int, width: int, window: int, device: torch.device) -> Tensor:
     """Which tokens of each window are there, the cls token first and no padding: bool (count, 1, 1, 1 + window ** 2)."""
     patches = split(torch.ones(1, 1, height * width, 1, device=device), (height, width), window)

@@ -7,6 +7,7 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ...utils.errors import ConfigError
 from ..encoders.attention import attend
 from ..encoders.layers import LAYER_NORM_EPS, add_residual, drop_path_rates, init_stack, inner_width, layer_scale
 
@@ -74,6 +75,7 @@ class LatentContextualRegressor(BaseModule):
         feedforward_channels: Width of the MLPs' hidden layer; 4 D where not given.
         drop_path_rate: Stochastic depth of the last block, linearly less in earlier ones.
         layer_scale_init_value: Initial layer scale; 0 leaves it out.
+        final_norm: Normalise the predictions. CAE v2 does without, since its head begins with a norm.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class LatentContextualRegressor(BaseModule):
         feedforward_channels: int | None = None,
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 0.1,
+        final_norm: bool = True,
     ):
         super().__init__()
         self.in_dims, self.embed_dims = in_dims, embed_dims
@@ -96,8 +99,17 @@ class LatentContextualRegressor(BaseModule):
             CrossAttentionBlock(embed_dims, num_heads, feedforward_channels, rate, layer_scale_init_value)
             for rate in drop_path_rates(drop_path_rate, num_layers)
         )
-        self.norm = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
+        self.norm = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
         init_stack(self)
+
+    def check_encoder(self, encoder: nn.Module):
+        """Make sure that an encoder's latents can be read.
+
+        Raises:
+            ConfigError: They have another width.
+        """
+        if self.in_dims != encoder.embed_dims:
+            raise ConfigError(f'regressor.in_dims={self.in_dims}, but the encoder is {encoder.embed_dims} wide: make them equal')
 
     def forward(self, visible: Tensor, visible_positions: Tensor, masked_positions: Tensor) -> Tensor:
         """Predict the latents of the masked patches.

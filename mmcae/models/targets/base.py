@@ -1,40 +1,46 @@
-"""What all tokenizers have in common: they turn an image into the targets of its patches, and never learn while they do."""
+"""What all targets have in common: they turn an image into what is to be predicted of its patches, and never learn while they do."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from mmengine.model import BaseModel, BaseModule
 from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_state, load_strictly
 from ...utils.errors import CheckpointError, ConfigError
 from ..encoders.layers import pick
+from .cross_entropy import token_cross_entropy
+
+DTYPES = dict(float16=torch.float16, bfloat16=torch.bfloat16, float32=torch.float32)
 
 
-class Tokenizer(BaseModule):
-    """Makes CAE's targets (arXiv 2202.03026, section 3, "target"): token ids, or numbers to regress.
+class Target(BaseModule):
+    """What a method predicts (arXiv 2202.03026, section 3, "target"): numbers to regress, or in :class:`Tokenizer` ids of tokens.
 
     A subclass says two things: :meth:`embed`, what it sees of every patch, and :meth:`assign`, what it makes of that. So targets are
-    computed for the masked patches alone, which is where they are needed.
+    computed for the patches alone that are predicted.
 
-    A tokenizer reads a view of its own, normalised as `(pixels - mean) / std` with pixels in [0, 255]; one token covers `downsample`
-    pixels of it. Targets are computed without gradient and outside autocast.
+    A target reads a view of its own, normalised as `(pixels - mean) / std` with pixels in [0, 255]; one patch covers `downsample` pixels
+    of it. Targets are computed without gradient and outside autocast.
 
     Attributes:
-        vocab_size: Number of token ids, or None where targets are numbers.
-        target_dim: Numbers per patch, or None where targets are ids.
-        downsample: Pixels of the view under one token, (rows, columns).
+        num_outputs: Numbers predicted for each patch; for tokens the size of the vocabulary.
+        downsample: Pixels of the view under one patch, (rows, columns).
         in_channels: Channels of the view, or None where any number will do.
         mean, std: How the view is normalised: a number for all channels, or one for each.
+        reads_encoder_view: The view is made of the encoder's view by :meth:`view_of`, so that images need no second view.
+        dtype: What the target computes in, a name out of `DTYPES`; None for what suits the device.
     """
 
-    vocab_size: int | None = None
-    target_dim: int | None = None
+    num_outputs: int
     downsample: tuple[int, int]
     in_channels: int | None = None
     mean: float | Sequence[float] = 0.0
     std: float | Sequence[float] = 255.0
+    reads_encoder_view = False
+    dtype: str | None = None
     frozen = False
 
     def embed(self, images: Tensor) -> Tensor:
@@ -42,7 +48,7 @@ class Tokenizer(BaseModule):
         raise NotImplementedError
 
     def assign(self, vectors: Tensor) -> Tensor:
-        """What :meth:`embed` gave for some patches, (B, n, K) -> their targets: int64 (B, n), or float (B, n, target_dim)."""
+        """What :meth:`embed` gave for some patches, (B, n, K) -> their targets (B, n, num_outputs), or ids int64 (B, n)."""
         raise NotImplementedError
 
     def decode(self, targets: Tensor, reference: Tensor | None = None) -> Tensor:
@@ -50,8 +56,8 @@ class Tokenizer(BaseModule):
 
         Args:
             targets: What :meth:`tokenize` gives, or predictions of it.
-            reference: The view (B, C, h, w) that the targets describe. Tokenizers whose targets leave something out (such as the
-                brightness of a patch) take it from there; others do not look at it.
+            reference: The view (B, C, h, w) that the targets describe. Targets that leave something out (such as the brightness of a
+                patch) take it from there; others do not look at it.
 
         Returns:
             Images (B, C, h, w) in the value range of the view.
@@ -59,11 +65,10 @@ class Tokenizer(BaseModule):
         raise ConfigError(f'{type(self).__name__} cannot draw images from its targets')
 
     def tokenize(self, images: Tensor) -> Tensor:
-        """Targets of all patches of images (B, C, h, w), normalised: int64 (B, rows, columns), or float (B, N, target_dim)."""
-        grid = self.token_grid(images.shape[-2:])
+        """Targets of all patches of images (B, C, h, w), normalised: (B, N, num_outputs), or ids int64 (B, rows, columns)."""
+        self.token_grid(images.shape[-2:])
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            targets = self.assign(self.embed(images))
-        return targets if targets.is_floating_point() else targets.unflatten(1, grid)
+            return self.assign(self.embed(images))
 
     def targets(self, images: Tensor, index: Tensor) -> Tensor:
         """Targets of some patches.
@@ -73,17 +78,49 @@ class Tokenizer(BaseModule):
             index: int64 (B, n), raster indices of the patches.
 
         Returns:
-            int64 (B, n), or float (B, n, target_dim).
+            (B, n, num_outputs), or ids int64 (B, n).
         """
         self.token_grid(images.shape[-2:])
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             return self.assign(pick(self.embed(images), index))
 
-    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
-        """The grid of tokens (rows, columns) of a view of (h, w) pixels.
+    @staticmethod
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error of predictions and targets (B, n, num_outputs), in float32 under mixed precision."""
+        prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+        return F.mse_loss(prediction, target.to(prediction.dtype))
+
+    @staticmethod
+    def metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What else to log of predictions and targets; no name has `loss` in it."""
+        return {}
+
+    @staticmethod
+    def known_dtype(name: str | None) -> str | None:
+        """Check the name of a precision.
 
         Raises:
-            ConfigError: The tokens do not tile the view.
+            ConfigError: It is none of `DTYPES`.
+        """
+        if name not in (None, *DTYPES):
+            raise ConfigError(f'dtype={name!r} of a target is none of {", ".join(map(repr, DTYPES))}, nor None')
+        return name
+
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        """What the target computes in on a device: its `dtype`, or what a GPU is fast in, and float32 elsewhere."""
+        if self.dtype is not None:
+            return DTYPES[self.dtype]
+        if device.type != 'cuda':
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+    # ------------------------------------------------------------ checks
+
+    def token_grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The grid of patches (rows, columns) of a view of (h, w) pixels.
+
+        Raises:
+            ConfigError: The patches do not tile the view.
         """
         (height, width), (rows, columns) = size, self.downsample
         if height % rows or width % columns or not height * width:
@@ -91,7 +128,7 @@ class Tokenizer(BaseModule):
         return height // rows, width // columns
 
     def check_view(self, size: tuple[int, int], patch_grid: tuple[int, int]):
-        """Make sure that a view of (h, w) pixels has one token for each patch of the encoder's grid (rows, columns).
+        """Make sure that a view of (h, w) pixels has one cell for each patch of the encoder's grid (rows, columns).
 
         Raises:
             ConfigError: It has not. The message says which size the view needs.
@@ -99,12 +136,16 @@ class Tokenizer(BaseModule):
         if self.token_grid(size) != tuple(patch_grid):
             needed = tuple(patches * pixels for patches, pixels in zip(patch_grid, self.downsample, strict=True))
             raise ConfigError(
-                f'A view of {tuple(size)} pixels has {self.token_grid(size)} tokens of {type(self).__name__}, but the encoder has '
+                f'A view of {tuple(size)} pixels has {self.token_grid(size)} patches of {type(self).__name__}, but the encoder has '
                 f'{tuple(patch_grid)} patches: set the size of the second view to {needed}'
             )
 
+    def view_of(self, images: Tensor, grid: tuple[int, int], preprocessor: nn.Module) -> Tensor:
+        """The view of a target that reads the encoder's: images (B, C, H, W), the encoder's grid, and what normalised them."""
+        raise NotImplementedError
+
     def check_channels(self, channels: int):
-        """Make sure that a view has the channels that this tokenizer reads.
+        """Make sure that a view has the channels that this target reads.
 
         Raises:
             ConfigError: It has not.
@@ -116,11 +157,15 @@ class Tokenizer(BaseModule):
             )
 
     def check_preprocessor(self, preprocessor: nn.Module):
-        """Make sure that a data preprocessor normalises the second view as this tokenizer was trained to see it.
+        """Make sure that a data preprocessor normalises the second view as this target was made to see it.
 
         Raises:
             ConfigError: It does not. Targets would be wrong without any other sign of it.
         """
+        if self.reads_encoder_view:
+            if getattr(preprocessor, 'mean', None) is None or getattr(preprocessor, 'std', None) is None:
+                raise ConfigError(f'{type(self).__name__} normalises the images anew: data_preprocessor needs mean and std')
+            return
         for name, wanted in (('second_mean', self.mean), ('second_std', self.std)):
             given = getattr(preprocessor, name, None)
             if given is None:
@@ -128,7 +173,8 @@ class Tokenizer(BaseModule):
             values = torch.as_tensor(wanted, dtype=torch.float32, device=given.device).flatten()
             if given.numel() not in (1, values.numel()) and values.numel() > 1 or (given.flatten() - values).abs().max() > 0.01:
                 wish = f'{wanted:g} everywhere' if values.numel() == 1 else list(wanted)
-                raise ConfigError(f'data_preprocessor.{name}={given.flatten().tolist()}, but {type(self).__name__} was made for {wish}')
+                shown = ', '.join(f'{value:g}' for value in given.flatten().tolist())
+                raise ConfigError(f'data_preprocessor.{name}=[{shown}], but {type(self).__name__} was made for {wish}')
 
     def freeze(self):
         """Stop learning for good: no gradients, and eval mode whatever :meth:`train` is told."""
@@ -138,6 +184,35 @@ class Tokenizer(BaseModule):
     def train(self, mode: bool = True):
         """Training mode, unless frozen."""
         return super().train(mode and not self.frozen)
+
+
+class Tokenizer(Target):
+    """A target of discrete tokens: :meth:`assign` gives ids, which are predicted by cross-entropy.
+
+    Attributes:
+        vocab_size: Number of ids.
+    """
+
+    vocab_size: int
+
+    @property
+    def num_outputs(self) -> int:
+        """One score for each id."""
+        return self.vocab_size
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        """Ids int64 (B, rows, columns) of images (B, C, h, w), normalised."""
+        return super().tokenize(images).unflatten(1, self.token_grid(images.shape[-2:]))
+
+    @staticmethod
+    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+        """Mean cross-entropy of scores (B, n, V) and ids (B, n), in float32 under mixed precision."""
+        return token_cross_entropy(prediction.flatten(0, 1), target.flatten())
+
+    @staticmethod
+    def metrics(prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """`mlm_acc`, the share in [0, 1] of patches whose highest score is that of their id."""
+        return dict(mlm_acc=(prediction.detach().argmax(-1) == target).float().mean())
 
 
 class TrainableTokenizer(Tokenizer, BaseModel):
@@ -180,7 +255,7 @@ class TrainableTokenizer(Tokenizer, BaseModel):
         """The sizes behind a state dict; a KeyError or IndexError where it is of another kind."""
         raise NotImplementedError
 
-    def loss(self, images: Tensor) -> dict[str, Tensor]:
+    def training_loss(self, images: Tensor) -> dict[str, Tensor]:
         """Loss terms (names with `loss`) and metrics for images (B, C, h, w), normalised."""
         raise NotImplementedError
 
@@ -201,9 +276,9 @@ class TrainableTokenizer(Tokenizer, BaseModel):
             raise CheckpointError(f'{checkpoint} holds no {type(self).__name__}: its keys begin with {keys}') from error
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor'):
-        """mmengine's entry: mode 'loss' gives :meth:`loss`, mode 'tensor' gives :meth:`tokenize`."""
+        """mmengine's entry: mode 'loss' gives :meth:`training_loss`, mode 'tensor' gives :meth:`tokenize`."""
         if mode == 'loss':
-            return self.loss(inputs)
+            return self.training_loss(inputs)
         if mode == 'tensor':
             return self.tokenize(inputs)
         raise ValueError(f"{type(self).__name__} has the modes 'loss' and 'tensor', not {mode!r}")

@@ -88,7 +88,7 @@ class PatchCodebook(TrainableTokenizer):
         colour = F.avg_pool2d(reference, self.downsample).repeat_interleave(self.downsample[0], 2).repeat_interleave(self.downsample[1], 3)
         return (colour + pattern).clamp(0, 1)
 
-    def loss(self, images: Tensor) -> dict[str, Tensor]:
+    def training_loss(self, images: Tensor) -> dict[str, Tensor]:
         """What training minimises, and how the codebook is used.
 
         Args:

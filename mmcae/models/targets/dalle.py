@@ -12,7 +12,7 @@ from ...checkpoints import StateDict, load_strictly
 from ...checkpoints.modules import read_module
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
-from .base import Tokenizer, read_tokenizer
+from .base import DTYPES, Tokenizer, read_tokenizer
 
 VOCAB_SIZE = 8192
 # DALL-E keeps pixels off the ends of their range: 0.8 x + 0.1 for x in [0, 1].
@@ -20,7 +20,6 @@ PIXEL_MARGIN = 0.1
 PIXEL_SPAN = 1 - 2 * PIXEL_MARGIN
 ENCODER_KERNELS = (3, 3, 3, 1)
 DECODER_KERNELS = (1, 3, 3, 3)
-DTYPES = dict(float16=torch.float16, bfloat16=torch.bfloat16, float32=torch.float32)
 
 
 class Block(nn.Module):
@@ -122,9 +121,7 @@ class DALLETokenizer(Tokenizer):
 
     def __init__(self, checkpoint: str | Path | None, decoder_checkpoint: str | Path | None = None, dtype: str | None = None):
         super().__init__()
-        if dtype not in (None, *DTYPES):
-            raise ConfigError(f'dtype={dtype!r} of DALLETokenizer is none of {", ".join(map(repr, DTYPES))}, nor None')
-        self.dtype = dtype
+        self.dtype = self.known_dtype(dtype)
         self.encoder = Encoder() if checkpoint is None else load_encoder(checkpoint)
         self.decoder = None if decoder_checkpoint is None else load_decoder(decoder_checkpoint)
         self.vocab_size = self.encoder.output.out_channels
@@ -134,22 +131,19 @@ class DALLETokenizer(Tokenizer):
     def _apply(self, fn, recurse=True):
         """Behind `.to()`, `.cuda()`, `.half()` and the like: cast the weights once for the device, not in every call."""
         super()._apply(fn, recurse)
-        self.encoder.blocks.to(self.compute_dtype)
+        self.encoder.blocks.to(self.compute_dtype(self.encoder.output.weight.device))
         self.encoder.output.float()
         if self.decoder is not None:
             self.decoder.float()
         return self
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """What the convolutions compute in on the present device."""
-        if self.dtype is not None:
-            return DTYPES[self.dtype]
-        return torch.float16 if self.encoder.output.weight.is_cuda else torch.float32
+    def compute_dtype(self, device: torch.device) -> torch.dtype:
+        """What the convolutions compute in on a device: float16 on a GPU, as the authors do, unless `dtype` says otherwise."""
+        return DTYPES[self.dtype or ('float16' if device.type == 'cuda' else 'float32')]
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (B, 3, h, w) -> features (B, N, 2048)."""
-        features = self.encoder(images.to(self.compute_dtype, memory_format=torch.channels_last))
+        features = self.encoder(images.to(self.compute_dtype(images.device), memory_format=torch.channels_last))
         return features.flatten(2).transpose(1, 2)
 
     def assign(self, vectors: Tensor) -> Tensor:

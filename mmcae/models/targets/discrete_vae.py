@@ -108,7 +108,7 @@ class DiscreteVAE(TrainableTokenizer):
     def draw(self, codes: Tensor) -> Tensor:
         return self.up(self.decoder(self.from_code(codes))) + 0.5
 
-    def loss(self, images: Tensor) -> dict[str, Tensor]:
+    def training_loss(self, images: Tensor) -> dict[str, Tensor]:
         """What training minimises, and how the codebook is used.
 
         Args:

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ...registry import MODELS
 from ...utils.errors import ConfigError
-from .base import Tokenizer
+from .base import Target
 
 
 @MODELS.register_module()
-class PixelTargets(Tokenizer):
+class PixelTargets(Target):
     """The pixels of each patch, as in MAE (arXiv 2111.06377, section 3): needs no training and no weights.
 
     Give the decoder `num_outputs = patch_size ** 2 * in_channels`, and the second view the size of the first.
@@ -28,18 +28,18 @@ class PixelTargets(Tokenizer):
         super().__init__()
         self.downsample = to_2tuple(patch_size)
         self.normalize, self.in_channels = normalize, in_channels
-        self.target_dim = self.downsample[0] * self.downsample[1] * in_channels
+        self.num_outputs = self.downsample[0] * self.downsample[1] * in_channels
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, h, w) -> patches (B, N, target_dim)."""
+        """Images (B, C, h, w) -> patches (B, N, num_outputs)."""
         return patchify(images, self.downsample)
 
     def assign(self, vectors: Tensor) -> Tensor:
-        """Patches (B, n, target_dim) -> targets of the same shape."""
+        """Patches (B, n, num_outputs) -> targets of the same shape."""
         return standardize(vectors, self.EPS)[0] if self.normalize else vectors
 
     def decode(self, targets: Tensor, reference: Tensor | None = None) -> Tensor:
-        """Targets (B, N, target_dim) -> images (B, C, h, w).
+        """Targets (B, N, num_outputs) -> images (B, C, h, w).
 
         Args:
             targets: Of all patches.

@@ -1,164 +1,144 @@
-"""Features of a frozen model as targets: any model of timm, any backbone of mmpretrain or mmcae."""
-
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+"""A frozen encoder as target: what it sees of the whole image at the place of each patch, and in the cls token."""
 
 import torch
 import torch.nn.functional as F
-from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from ...checkpoints import StateDict, load_strictly
-from ...checkpoints import load_encoder as load_cae_encoder
 from ...registry import MODELS
-from ...utils.errors import CheckpointError, ConfigError, nearest
-from .base import Tokenizer, read_tokenizer
+from ...utils.errors import ConfigError, DataError
+from .base import Target
+from .frozen_encoders import build_teacher
 
-REMEDY = 'Put the weights there as .safetensors or as a plain state dict; nothing is downloaded'
+LOSSES = ('cosine', 'mse')
 
 
 @MODELS.register_module()
-class FeatureTargets(Tokenizer):
-    """What a frozen model sees in each patch, to be regressed (as in MVP, arXiv 2203.05175, and data2vec, arXiv 2202.03555).
+class Teacher(Target):
+    """Features of a frozen encoder, to be regressed by cosine (CAE v2, arXiv 2211.09799) or by squared error (data2vec, arXiv 2202.03555).
 
-    The targets are vectors of the model's last feature map, each normalised to mean 0 and variance 1, so that the loss has the same scale
-    whatever the model. Needs no training; the weights come from a local file and are never unpickled.
+    The teacher sees the whole image. Its view is made of the encoder's pixels: normalised anew, and resized where its patches have
+    another size, so that its grid is the encoder's grid.
 
     Args:
-        model: `dict(type='timm', model_name='vit_small_patch16_224', ...)` with further arguments of `timm.create_model` (ViTs of other
-            sizes than `view_size` take `img_size` or `dynamic_img_size=True`), or the config of a backbone in mmpretrain's or our registry
-            that gives a map: `dict(type='mmcae.CAEViT', arch='base', out_type='featmap')`, `dict(type='mmpretrain.ResNet', depth=50)`.
-        view_size: Pixels of the view, (h, w) or one number for both: the second size of the pretraining. The model is tried with it.
-        checkpoint: Local file of the model's weights; heads in it are left out. None leaves the model random: for measuring speed.
-        normalize: Normalise the vectors.
-        mean, std: Of the pixels in [0, 255] as the model was trained, a number or one for each channel. ImageNet's by default.
-        in_channels: Channels of the view.
+        model: The teacher, see :func:`.frozen_encoders.build_teacher`: `dict(type='clip')` for OpenAI's CLIP, or
+            `dict(type='timm', model_name=...)` with arguments of timm, or a backbone such as `dict(type='mmcae.CAEViT', arch='base')`.
+            Leave it out for a checkpoint that describes its encoder.
+        checkpoint: Local file of the weights; nothing is downloaded and nothing in it is run. None leaves the teacher random: for
+            measuring speed.
+        projected: Take what the teacher's head makes of each token: CLIP's joint space. False for the tokens themselves.
+        layers: Average the features of so many last blocks, each after the final norm.
+        loss: 'cosine', the mean of 1 - cosine; or 'mse', of features that are normalised to mean 0 and variance 1.
+        dtype: What the teacher computes in: 'float16', 'bfloat16' or 'float32'. Defaults to what the device is fast in: bfloat16 or float16
+            on a GPU, float32 elsewhere.
+        mean, std: Of the pixels in [0, 255] as the teacher was trained. Default to those that are known of the model.
+
+    Attributes:
+        has_cls: The teacher has a cls token.
 
     Raises:
         CheckpointError: No such file, or not the weights of this model.
-        ConfigError: The model is unknown, refuses the view, gives no map, or a map whose cells do not tile the view.
+        ConfigError: The model is unknown, or has no features of patches.
+        DataError: At the first batch, where a teacher by cosine gives zero vectors.
     """
+
+    reads_encoder_view = True
 
     def __init__(
         self,
-        model: dict,
-        view_size: int | tuple[int, int],
-        checkpoint: str | Path | None = None,
-        normalize: bool = True,
-        mean: float | Sequence[float] = (123.675, 116.28, 103.53),
-        std: float | Sequence[float] = (58.395, 57.12, 57.375),
-        in_channels: int = 3,
+        model: dict | None = None,
+        checkpoint: str | None = None,
+        projected: bool = False,
+        layers: int = 1,
+        loss: str = 'cosine',
+        dtype: str | None = None,
+        mean: float | list[float] | None = None,
+        std: float | list[float] | None = None,
     ):
         super().__init__()
-        self.normalize, self.mean, self.std, self.in_channels = normalize, mean, std, in_channels
-        settings = dict(model)
-        timm_model = settings.get('type') == 'timm'
-        self.model = build_timm(settings, in_channels) if timm_model else build_backbone(settings)
-        if checkpoint is not None:
-            (load_timm if timm_model else load_backbone)(self.model, read_tokenizer(checkpoint, REMEDY), checkpoint)
+        if loss not in LOSSES:
+            raise ConfigError(f'Teacher: loss={loss!r} is none of {LOSSES}')
+        if layers < 1:
+            raise ConfigError(f'Teacher: layers={layers} must be at least 1')
+        self.model = build_teacher(model, checkpoint, projected, layers)
+        self.loss_kind, self.dtype = loss, self.known_dtype(dtype)
+        self.mean, self.std = (given if given is not None else own for given, own in ((mean, self.model.mean), (std, self.model.std)))
+        self.downsample, self.in_channels = self.model.downsample, self.model.in_channels
+        self.has_cls = self.model.has_cls
         self.freeze()
-        view = to_2tuple(view_size)
-        features = self.try_with(view)
-        grid = tuple(features.shape[2:])
-        self.target_dim = features.shape[1]
-        self.downsample = (view[0] // grid[0], view[1] // grid[1])
-        # Convolutions round up where a view is no multiple of their stride, which timm tells.
-        stride = to_2tuple(self.model.feature_info[-1]['reduction']) if timm_model else self.downsample
-        if self.downsample != tuple(stride) or any(side % pixels for side, pixels in zip(view, self.downsample, strict=True)):
-            raise ConfigError(f'{self.name} makes {grid} features of a view of {view} pixels, which they do not tile: change view_size')
+        self.num_outputs = self.model(torch.zeros(1, self.in_channels, *self.model.img_size)).shape[-1]
+        self.seen = False
 
     def init_weights(self):
         """Nothing: the weights are those of the checkpoint, which the model's own initialisation would overwrite."""
         self._is_init = True
 
-    @property
-    def name(self) -> str:
-        return type(self.model).__name__
+    def _apply(self, fn, recurse=True):
+        """Behind `.to()`, `.cuda()` and the like: cast the weights once for the device, not in every call."""
+        super()._apply(fn, recurse)
+        self.model.to(self.compute_dtype(next(self.model.parameters()).device))
+        return self
 
-    def try_with(self, view: tuple[int, int]) -> Tensor:
-        """The features of an empty view; a ConfigError where the model does not take one of this size or gives no map."""
-        try:
-            with torch.no_grad():
-                return self.map_of(torch.zeros(1, self.in_channels, *view, device=next(self.model.parameters()).device))
-        except ConfigError:
-            raise
-        except (RuntimeError, AssertionError, ValueError) as error:
-            raise ConfigError(
-                f'{self.name} does not take {self.in_channels} channels of {view[0]}x{view[1]} pixels ({error}): give it the img_size '
-                'of view_size, and in_channels'
-            ) from error
+    # ------------------------------------------------------------ the view
 
-    def map_of(self, images: Tensor) -> Tensor:
-        """Images (B, C, h, w), normalised -> the last feature map (B, K, rows, columns)."""
-        if hasattr(self.model, 'forward_intermediates'):
-            return self.model.forward_intermediates(images, indices=1, norm=True, output_fmt='NCHW', intermediates_only=True)[-1]
-        outputs = self.model(images)
-        features = outputs[-1] if isinstance(outputs, tuple | list) else outputs
-        if features.ndim != 4:
-            raise ConfigError(f"{self.name} gives no feature map but a tensor {tuple(features.shape)}: set out_type='featmap' in it")
-        return features
+    def view_of(self, images: Tensor, grid: tuple[int, int], preprocessor: nn.Module) -> Tensor:
+        """The teacher's view of images in the encoder's view.
+
+        Args:
+            images: (B, C, H, W), normalised by the preprocessor.
+            grid: Of the encoder's patches, (rows, columns).
+            preprocessor: Has the `mean` and `std` by which the images are normalised.
+
+        Returns:
+            (B, C, rows * downsample, columns * downsample), normalised as the teacher was trained.
+        """
+        mean, std = (torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
+        view = (images * (preprocessor.std / std) + (preprocessor.mean - mean) / std).to(images.dtype)
+        size = [cells * pixels for cells, pixels in zip(grid, self.downsample, strict=True)]
+        if list(view.shape[-2:]) == size:
+            return view
+        return F.interpolate(view, size=size, mode='bicubic', antialias=True)
+
+    # ------------------------------------------------------------ the features
+
+    def tokens(self, view: Tensor) -> Tensor:
+        """Features of the cls token, if there is one, and of all patches: view (B, C, h, w) -> (B, [1 +] N, num_outputs), float32."""
+        with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
+            features = self.model(view.to(next(self.model.parameters()).dtype))
+            features = features if features.dtype is torch.float64 else features.float()
+        if not self.seen and self.loss_kind == 'cosine':
+            self.check_lengths(features)
+        return features if self.loss_kind == 'cosine' else F.layer_norm(features, features.shape[-1:])
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, h, w), normalised -> features (B, N, target_dim)."""
-        return self.map_of(images).flatten(2).transpose(1, 2)
+        """View (B, C, h, w) -> features of the patches (B, N, num_outputs)."""
+        return self.tokens(images)[:, int(self.has_cls) :]
 
     def assign(self, vectors: Tensor) -> Tensor:
-        """Features (B, n, target_dim) -> targets of the same shape."""
-        return F.layer_norm(vectors.float(), vectors.shape[-1:]) if self.normalize else vectors
+        """The features themselves."""
+        return vectors
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Predictions and features (B, n, num_outputs) -> mean over all tokens, in float32 under mixed precision."""
+        if self.loss_kind == 'mse':
+            return super().loss(prediction, target)
+        return 1 - cosine(prediction, target).mean()
+
+    def check_lengths(self, features: Tensor):
+        """Refuse features that have no direction, once: a GPU has to be waited for.
+
+        Raises:
+            DataError: Some vectors are zero.
+        """
+        zero = int((features.norm(dim=-1) == 0).sum())
+        if zero:
+            raise DataError(
+                f'{self.model.name} gives {zero} zero vectors among {features.shape[0] * features.shape[1]} tokens, which have no cosine: '
+                "are its weights loaded? loss='mse' takes any features"
+            )
+        self.seen = True
 
 
-def build_timm(settings: Mapping, in_channels: int) -> nn.Module:
-    """A model of timm without weights and without classifier."""
-    import timm
-
-    arguments = {key: value for key, value in settings.items() if key not in ('type', 'model_name')}
-    name = settings.get('model_name', '')
-    if not timm.is_model(name):
-        known = nearest(name, timm.list_models())
-        raise ConfigError(f'timm has no model {name!r}{known}; give its model_name as in timm.list_models()')
-    if arguments.pop('pretrained', False):
-        raise ConfigError('FeatureTargets downloads nothing: give the weights as checkpoint=PATH in place of pretrained=True')
-    try:
-        model = timm.create_model(name, num_classes=0, **{'in_chans': in_channels, **arguments})
-    except TypeError as error:
-        raise ConfigError(f'timm.create_model({name!r}) refuses its arguments: {error}') from error
-    if not hasattr(model, 'forward_intermediates'):
-        raise ConfigError(f'{name} gives no feature maps in this version of timm (forward_intermediates): choose another model')
-    return model
-
-
-def load_timm(model: nn.Module, state: StateDict, checkpoint: str | Path):
-    """Weights of a timm model in any form that timm itself reads, for this model's sizes; its classifier is left out."""
-    adapt = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
-    if adapt is not None:
-        adapted = adapt(dict(state), model)
-        state = adapted.get('model', adapted)
-    load_known(model, state, checkpoint)
-
-
-def build_backbone(settings: Mapping) -> nn.Module:
-    """A backbone of mmpretrain's or our registry."""
-    settings = dict(settings)
-    if 'type' not in settings:
-        raise ConfigError("FeatureTargets.model needs a type: 'timm' with a model_name, or a backbone such as 'mmcae.CAEViT'")
-    if '.' not in settings['type']:
-        settings['type'] = f'mmpretrain.{settings["type"]}'
-    return MODELS.build(settings)
-
-
-def load_backbone(model: nn.Module, state: StateDict, checkpoint: str | Path):
-    """Weights of a backbone: of CAEViT from any checkpoint of CAE, of others from a whole model's (`backbone.`) or their own."""
-    if hasattr(model, 'fit_state_dict'):
-        load_cae_encoder(model, checkpoint)
-        return
-    inside = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
-    load_known(model, inside or state, checkpoint)
-
-
-def load_known(model: nn.Module, state: StateDict, checkpoint: str | Path):
-    """Load what belongs to the model, which has to be all of it; what else the file has is counted."""
-    known = {key: value for key, value in state.items() if key in model.state_dict()}
-    if not known:
-        raise CheckpointError(f'{checkpoint} holds no {type(model).__name__}: its keys begin with {", ".join(list(state)[:3])}')
-    load_strictly(model, known, str(checkpoint), unused=len(state) - len(known))
+def cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """Cosine of vectors (..., K), in float32 under mixed precision."""
+    prediction = F.normalize(prediction.to(torch.promote_types(prediction.dtype, torch.float32)), dim=-1, eps=0)
+    return (prediction * F.normalize(target.to(prediction.dtype), dim=-1, eps=0)).sum(-1)

@@ -40,7 +40,7 @@ def model(tiny_cae):
     return tiny_cae(
         target_generator=dict(type='mmcae.PixelTargets', patch_size=8),
         decoder=dict(num_outputs=None),
-        data_preprocessor=dict(type='mmcae.TwoViewPreprocessor', **means),
+        data_preprocessor=dict(type='mmcae.ViewPreprocessor', **means),
     )
 
 
@@ -72,7 +72,7 @@ def test_mean_of_another_length(tiny_cae):
         backbone=dict(in_channels=5),
         target_generator=dict(type='mmcae.PixelTargets', patch_size=8, in_channels=5),
         decoder=dict(num_outputs=None),
-        data_preprocessor=dict(type='mmcae.TwoViewPreprocessor', mean=[0.0] * 4, std=[1.0] * 4),
+        data_preprocessor=dict(type='mmcae.ViewPreprocessor', mean=[0.0] * 4, std=[1.0] * 4),
     )
     with pytest.raises(ConfigError, match='data_preprocessor.mean has 4 values, but the images have 5 channels'):
         check(model, Samples(view=(5, 64, 64), second=(5, 32, 32)))

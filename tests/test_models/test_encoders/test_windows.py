@@ -9,8 +9,8 @@ from mmcae.checkpoints import load_strictly
 from mmcae.checkpoints.tables import bias_table_length, resize_bias_table
 from mmcae.models import CAEViT
 from mmcae.models.encoders.layers import SelfAttention
-from mmcae.models.encoders.relative_position import relative_position_bias, relative_position_index
-from mmcae.models.encoders.windows import inside, merge, split, window_attention
+from mmcae.models.encoders.relative_position import relative_position_bias
+from mmcae.models.encoders.windows import merge, split, window_attention
 from mmcae.utils.errors import ConfigError
 from mmcae.visualization.attention import attention_maps
 
@@ -145,8 +145,6 @@ def test_gradient_checkpointing_gives_the_same_gradients(bias):
 
 def test_training_after_inference_mode():
     """What inference leaves for later, where windows stick out and where tables are read, can be trained with."""
-    inside.cache_clear()
-    relative_position_index.cache_clear()
     model, images = make(window_size=3, use_rel_pos_bias=True, global_blocks=(1,)), torch.randn(1, 3, 80, 112)
     with torch.inference_mode():
         model(images)

@@ -9,22 +9,21 @@ from torch import nn
 
 from mmcae.models import CAE
 from mmcae.models.methods.cae import split_patches
-from mmcae.models.targets.base import Tokenizer
+from mmcae.models.targets.base import Target, Tokenizer
 from mmcae.registry import MODELS
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
 VOCABULARY = 24  # of `tiny_cae`
 
 
-class ColourTokens(Tokenizer):
-    """Token of a patch: how bright it is, in `VOCABULARY` steps; or that number itself."""
+class Brightness(Target):
+    """How bright a patch is, in each of its outputs."""
 
     downsample = (8, 8)
+    num_outputs = VOCABULARY
 
-    def __init__(self, regression=False):
+    def __init__(self):
         super().__init__()
-        self.regression = regression
-        self.vocab_size, self.target_dim = (None, VOCABULARY) if regression else (VOCABULARY, None)
         self.scale = nn.Linear(1, 1)
         self.seen = {}
 
@@ -33,8 +32,15 @@ class ColourTokens(Tokenizer):
         return F.avg_pool2d(images.mean(1, keepdim=True), 8).flatten(2).transpose(1, 2)
 
     def assign(self, vectors):
-        if self.regression:
-            return vectors.expand(-1, -1, VOCABULARY)
+        return vectors.expand(-1, -1, VOCABULARY)
+
+
+class ColourTokens(Brightness, Tokenizer):
+    """Token of a patch: how bright it is, in `VOCABULARY` steps."""
+
+    vocab_size = num_outputs = VOCABULARY
+
+    def assign(self, vectors):
         return (vectors.squeeze(-1) * VOCABULARY).long().clamp(0, VOCABULARY - 1)
 
 
@@ -59,7 +65,7 @@ def samples_of(mask, grid=(4, 4)):
 def test_loss_is_predict_and_losses(tiny_cae, batch, regression):
     """What training computes is what the public pieces compute."""
     images, view, mask = batch
-    model = tiny_cae(target_generator=ColourTokens(regression)).eval()
+    model = tiny_cae(target_generator=Brightness() if regression else ColourTokens()).eval()
     losses = model.loss([images, view], samples_of(mask))
     out = model.predict(images, mask)
     targets = model.target_generator.tokenize(view).flatten(1, 1 if regression else 2)
@@ -80,7 +86,7 @@ def test_train_step(tiny_cae, batch):
     """From the pixels of both views to an update: what mmengine's loop calls, and what it logs."""
     mask = batch[2]
     normalise = dict(mean=[127.5] * 3, std=[127.5] * 3, second_mean=[0] * 3, second_std=[255] * 3)
-    model = tiny_cae(target_generator=ColourTokens(), data_preprocessor=dict(type='TwoNormDataPreprocessor', **normalise))
+    model = tiny_cae(target_generator=ColourTokens(), data_preprocessor=dict(type='mmcae.ViewPreprocessor', **normalise))
     pixels = [torch.randint(256, (2, 3, side, side), dtype=torch.uint8) for side in (64, 32)]
     views = [pixels[0] / 127.5 - 1, pixels[1] / 255]
     expected = model.loss(views, samples_of(mask))
@@ -274,7 +280,7 @@ def test_tokenizer_is_not_saved(tiny_cae):
 
 
 def test_without_tokenizer_there_is_nothing_to_train(tiny_cae, batch):
-    with pytest.raises(ConfigError, match='give it a tokenizer'):
+    with pytest.raises(ConfigError, match='give it one'):
         tiny_cae().loss([batch[0], batch[1]], samples_of(batch[2]))
 
 
@@ -287,7 +293,7 @@ def test_without_tokenizer_there_is_nothing_to_train(tiny_cae, batch):
         (dict(regressor=dict(in_dims=32)), 'regressor.in_dims=32, but the encoder is 48 wide'),
         (dict(decoder=dict(embed_dims=32)), 'decoder.embed_dims=32 and regressor.embed_dims=48'),
         (dict(decoder=dict(num_outputs=10), target_generator=ColourTokens()), 'set num_outputs=24'),
-        (dict(decoder=dict(num_outputs=10), target_generator=ColourTokens(regression=True)), 'set num_outputs=24'),
+        (dict(decoder=dict(num_outputs=10), target_generator=Brightness()), 'set num_outputs=24'),
     ],
 )
 def test_parts_that_do_not_fit(tiny_cae, settings, message):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmcae.models import CAE, DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets
+from mmcae.models.targets.base import Tokenizer
 from mmcae.models.targets.dalle import Encoder
 from mmcae.registry import MODELS
 from mmcae.utils.errors import ConfigError
@@ -22,14 +23,14 @@ def make_dalle(folder):
 
 def make_vae(folder):
     model = DiscreteVAE(vocab_size=12, channels=(4, 8, 8), num_blocks=1, code_dim=6)
-    model.loss(torch.rand(2, 3, 32, 32))
+    model.training_loss(torch.rand(2, 3, 32, 32))
     torch.save(dict(state_dict=model.state_dict()), folder / 'vae.pth')
     return dict(type='mmcae.DiscreteVAE', checkpoint=str(folder / 'vae.pth'))
 
 
 def make_codebook(folder):
     model = PatchCodebook(vocab_size=10, patch_size=8)
-    model.loss(torch.rand(2, 3, 32, 32))
+    model.training_loss(torch.rand(2, 3, 32, 32))
     torch.save(dict(state_dict=model.state_dict()), folder / 'codebook.pth')
     return dict(type='mmcae.PatchCodebook', checkpoint=str(folder / 'codebook.pth'))
 
@@ -38,12 +39,12 @@ def make_pixels(folder):
     return dict(type='mmcae.PixelTargets', patch_size=8)
 
 
-def make_features(folder):
+def make_teacher(folder):
     model = dict(type='mmcae.CAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=(32, 48), patch_size=8)
-    return dict(type='mmcae.FeatureTargets', model=dict(model, out_type='featmap'), view_size=(32, 48), mean=0, std=255)
+    return dict(type='mmcae.Teacher', model=model, mean=0, std=255)
 
 
-MAKERS = dict(dalle=make_dalle, vae=make_vae, codebook=make_codebook, pixels=make_pixels, features=make_features)
+MAKERS = dict(dalle=make_dalle, vae=make_vae, codebook=make_codebook, pixels=make_pixels, teacher=make_teacher)
 
 
 @pytest.fixture(params=MAKERS)
@@ -53,12 +54,12 @@ def tokenizer(request, tmp_path):
 
 def test_targets_of_some_patches_are_those_of_all(tokenizer, images):
     everything = tokenizer.tokenize(images)
-    if tokenizer.target_dim is None:
+    if isinstance(tokenizer, Tokenizer):
         assert everything.shape == (4, 4, 6) and everything.dtype == torch.int64
-        assert 0 <= everything.min() and everything.max() < tokenizer.vocab_size
+        assert 0 <= everything.min() and everything.max() < tokenizer.vocab_size == tokenizer.num_outputs
         everything = everything.flatten(1)
     else:
-        assert everything.shape == (4, 24, tokenizer.target_dim) and everything.is_floating_point()
+        assert everything.shape == (4, 24, tokenizer.num_outputs) and everything.is_floating_point()
     index = torch.stack([torch.randperm(24)[:7] for _ in range(4)])
     picked = tokenizer.targets(images, index)
     assert picked.dtype == everything.dtype
@@ -95,12 +96,13 @@ def test_inside_cae(maker, tmp_path, images):
     """Never trained, in eval mode, not in the checkpoint, and the loss goes to the other parts."""
     sizes = dict(embed_dims=16, num_heads=2)
     config = maker(tmp_path)
-    outputs = MODELS.build(config)
+    second = dict(second_mean=[DALLETokenizer.mean], second_std=[DALLETokenizer.std]) if maker is make_dalle else {}
     model = CAE(
         backbone=dict(type='mmcae.CAEViT', arch=dict(num_layers=1, **sizes), img_size=(32, 48), patch_size=8),
         regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=16, num_layers=1, **sizes),
-        decoder=dict(type='mmcae.CAEDecoder', num_outputs=outputs.vocab_size or outputs.target_dim, num_layers=1, **sizes),
+        decoder=dict(type='mmcae.CAEDecoder', num_layers=1, **sizes),
         target_generator=config,
+        data_preprocessor=dict(type='mmcae.ViewPreprocessor', mean=[0], std=[255], **second),
     )
     model.init_weights()
     model.train()
@@ -114,8 +116,9 @@ def test_inside_cae(maker, tmp_path, images):
     mask[:2] = True
     from mmpretrain.structures import DataSample
 
-    with pytest.raises(ConfigError, match='second view'):
-        model.loss([images, images[..., :40]], [DataSample().set_mask(mask) for _ in range(4)])
+    if not tokenizer.reads_encoder_view:
+        with pytest.raises(ConfigError, match='second view'):
+            model.loss([images, images[..., :40]], [DataSample().set_mask(mask) for _ in range(4)])
 
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad], 0.1)
     losses = []
@@ -130,10 +133,11 @@ def test_inside_cae(maker, tmp_path, images):
     assert all(torch.equal(value, before[key]) for key, value in tokenizer.state_dict().items())
 
 
+@pytest.mark.parametrize('tokenizer', ['dalle', 'vae', 'codebook', 'pixels'], indirect=True)
 def test_normalisation_of_the_views(tokenizer):
     """What the data preprocessor does to the second view has to be what the tokenizer was made for."""
     statistics = dict(mean=[0] * 3, std=[255] * 3, second_mean=[tokenizer.mean] * 3, second_std=[tokenizer.std] * 3)
-    preprocessor = dict(type='mmpretrain.TwoNormDataPreprocessor', **statistics)
+    preprocessor = dict(type='mmcae.ViewPreprocessor', **statistics)
     tokenizer.check_preprocessor(MODELS.build(preprocessor))
     with pytest.raises(ConfigError, match=f'second_mean.*made for {tokenizer.mean:g}'):
         tokenizer.check_preprocessor(MODELS.build(dict(preprocessor, second_mean=[123.675, 116.28, 103.53])))

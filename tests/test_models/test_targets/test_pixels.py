@@ -40,7 +40,7 @@ def test_normalised(images):
 def test_decode_is_the_inverse(images, normalize):
     tokenizer = PixelTargets((16, 8), normalize)
     targets = tokenizer.tokenize(images)
-    assert tokenizer.target_dim == targets.shape[-1] == 16 * 8 * 3
+    assert tokenizer.num_outputs == targets.shape[-1] == 16 * 8 * 3
     torch.testing.assert_close(tokenizer.decode(targets, reference=images), images)
     with pytest.raises(ConfigError, match='reference='):
         tokenizer.decode(targets)
@@ -49,4 +49,4 @@ def test_decode_is_the_inverse(images, normalize):
 def test_other_channels():
     grey = torch.rand(2, 1, 16, 16)
     tokenizer = PixelTargets(8, in_channels=1)
-    assert tokenizer.tokenize(grey).shape == (2, 4, tokenizer.target_dim) == (2, 4, 64)
+    assert tokenizer.tokenize(grey).shape == (2, 4, tokenizer.num_outputs) == (2, 4, 64)

@@ -1,20 +1,22 @@
-"""Features of frozen models as targets: those of timm, mmpretrain and our own encoders, from local files alone."""
+"""Frozen encoders as targets: those of timm, CLIP, mmpretrain and our own, from local files alone."""
 
 import pickle
-import re
 
 import pytest
 import timm
 import torch
-from mmpretrain.models import ResNet, VisionTransformer
+import torch.nn.functional as F
+from mmpretrain.models import ResNet, SelfSupDataPreprocessor, VisionTransformer
+from mmpretrain.structures import DataSample
+from reference import golden
 from safetensors.torch import save_file
 
-from mmcae.models import CAE, CAEViT, FeatureTargets
-from mmcae.registry import MODELS
-from mmcae.utils.errors import CheckpointError, ConfigError
+from mmcae.models import CAE, CAEViT, Teacher, ViewPreprocessor
+from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
-VIT = dict(patch_size=8, embed_dim=24, depth=2, num_heads=2)
-VIEW = (32, 48)
+VIT = dict(patch_size=8, embed_dim=24, depth=3, num_heads=2)
+SIZE = (32, 48)
+OWN = dict(type='mmcae.CAEViT', arch=dict(embed_dims=20, num_layers=2, num_heads=2), img_size=64)
 
 
 def normalised(vectors):
@@ -22,95 +24,210 @@ def normalised(vectors):
     return (vectors - mean) / (variance + 1e-5).sqrt()
 
 
+def close(found, expected):
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+# ---------------------------------------------------------------- kinds of teachers
+
+
 def test_timm_vit(images, tmp_path):
     """With a classifier in the file, as people have it, and a position table for another size."""
     source = timm.create_model('vit_tiny_patch16_224', img_size=64, num_classes=7, **VIT).eval()
     save_file(source.state_dict(), tmp_path / 'vit.safetensors')
-    model = dict(type='timm', model_name='vit_tiny_patch16_224', img_size=VIEW, **VIT)
-    targets = FeatureTargets(model, VIEW, tmp_path / 'vit.safetensors')
-    assert (targets.target_dim, targets.downsample, targets.vocab_size) == (24, (8, 8), None)
-    source.set_input_size(img_size=VIEW)
-    expected = normalised(source.forward_features(images)[:, 1:])
-    torch.testing.assert_close(targets.tokenize(images), expected, atol=1e-5, rtol=1e-4)
-    plain = FeatureTargets(model, VIEW, tmp_path / 'vit.safetensors', normalize=False)
-    torch.testing.assert_close(plain.tokenize(images), source.forward_features(images)[:, 1:])
-    assert plain.frozen and not plain.train().training and not any(p.requires_grad for p in plain.parameters())
+    model = dict(type='timm', model_name='vit_tiny_patch16_224', img_size=SIZE, **VIT)
+    source.set_input_size(img_size=SIZE)
+    expected = source.forward_features(images)
+    teacher = Teacher(model, tmp_path / 'vit.safetensors')
+    assert (teacher.num_outputs, teacher.downsample, teacher.has_cls) == (24, (8, 8), True)
+    close(teacher.tokens(images), expected)
+    close(teacher.tokenize(images), expected[:, 1:])
+    close(Teacher(model, tmp_path / 'vit.safetensors', loss='mse').tokens(images), normalised(expected))
+    projected = Teacher(dict(model, num_classes=7), tmp_path / 'vit.safetensors', projected=True)
+    close(projected.tokens(images), source.head(expected))
+    assert projected.num_outputs == 7
+    assert teacher.frozen and not teacher.train().training and not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_mean_of_the_last_layers(images, tmp_path):
+    source = timm.create_model('vit_tiny_patch16_224', img_size=SIZE, num_classes=0, **VIT).eval()
+    torch.save(source.state_dict(), tmp_path / 'vit.pth')
+    teacher = Teacher(dict(type='timm', model_name='vit_tiny_patch16_224', img_size=SIZE, **VIT), tmp_path / 'vit.pth', layers=2)
+    tokens = source._pos_embed(source.patch_embed(images))
+    outputs = [tokens := block(tokens) for block in source.blocks]
+    close(teacher.tokens(images), (source.norm(outputs[-1]) + source.norm(outputs[-2])) / 2)
+    own = CAEViT(**{key: value for key, value in OWN.items() if key != 'type'}, out_type='raw', out_indices=(0, 1)).eval()
+    torch.save(own.state_dict(), tmp_path / 'own.pth')
+    square = torch.rand(2, 3, 64, 64)
+    first, last = own(square)
+    close(Teacher(OWN, tmp_path / 'own.pth', layers=2).tokens(square), (own.norm(first) + last) / 2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'arguments', 'cls'),
+    [
+        ('vit_small_patch14_reg4_dinov2', dict(img_size=28), True),
+        ('vit_small_patch16_dinov3', dict(img_size=32), True),
+        ('vit_base_patch16_siglip_224', dict(img_size=32), False),
+    ],
+)
+def test_registers_are_no_patches(name, arguments, cls):
+    """Four patches, whatever else the model computes with."""
+    teacher = Teacher(dict(type='timm', model_name=name, depth=1, embed_dim=48, num_heads=4, **arguments))
+    images = torch.rand(2, 3, *teacher.model.img_size)
+    assert teacher.tokens(images).shape == (2, 4 + cls, 48) and teacher.has_cls == cls
+    assert teacher.tokenize(images).shape == (2, 4, 48)
 
 
 def test_timm_cnn(tmp_path):
     source = timm.create_model('resnet18', num_classes=0).eval()
     torch.save(source.state_dict(), tmp_path / 'resnet.pth')
-    targets = FeatureTargets(dict(type='timm', model_name='resnet18'), (64, 96), tmp_path / 'resnet.pth')
-    assert (targets.target_dim, targets.downsample) == (512, (32, 32))
+    teacher = Teacher(dict(type='timm', model_name='resnet18'), tmp_path / 'resnet.pth')
+    assert (teacher.num_outputs, teacher.downsample, teacher.has_cls) == (512, (32, 32), False)
     images = torch.rand(2, 3, 64, 96)
-    expected = source.forward_features(images).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(targets.tokenize(images), normalised(expected), atol=1e-5, rtol=1e-4)
+    close(teacher.tokenize(images), source.forward_features(images).flatten(2).transpose(1, 2))
 
 
 def test_mmpretrain(images, tmp_path):
-    config = dict(arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48), img_size=VIEW, patch_size=8)
+    config = dict(arch=dict(embed_dims=24, num_layers=2, num_heads=2, feedforward_channels=48), img_size=SIZE, patch_size=8)
     source = VisionTransformer(**config, out_type='featmap')
     source.eval()
     state = {f'backbone.{key}': value for key, value in source.state_dict().items()}
     torch.save(dict(state_dict=dict(state, **{'head.fc.weight': torch.zeros(3, 24)})), tmp_path / 'vit.pth')
-    targets = FeatureTargets(dict(type='VisionTransformer', out_type='featmap', **config), VIEW, tmp_path / 'vit.pth')
-    expected = source(images)[-1].flatten(2).transpose(1, 2)
-    torch.testing.assert_close(targets.tokenize(images), normalised(expected), atol=1e-5, rtol=1e-4)
+    teacher = Teacher(dict(type='VisionTransformer', out_type='featmap', **config), tmp_path / 'vit.pth')
+    close(teacher.tokenize(images), source(images)[-1].flatten(2).transpose(1, 2))
     with pytest.raises(ConfigError, match="gives no feature map but a tensor .*set out_type='featmap'"):
-        FeatureTargets(dict(type='VisionTransformer', **config), VIEW)
+        Teacher(dict(type='VisionTransformer', **config))
 
 
-def test_our_own_encoder_from_a_pretraining_checkpoint(tiny_cae, tmp_path):
+@pytest.mark.parametrize('described', [False, True])
+def test_our_own_encoder_from_a_pretraining_checkpoint(tiny_cae, tmp_path, described):
+    """By its sizes, or by what the checkpoint says of itself."""
     source = tiny_cae().eval()
-    torch.save(dict(state_dict=source.state_dict()), tmp_path / 'cae.pth')
-    model = dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64, out_type='featmap')
-    targets = FeatureTargets(model, 64, tmp_path / 'cae.pth')
+    meta = dict(encoder=source.backbone.spec.to_dict())
+    torch.save(dict(state_dict=source.state_dict(), meta=meta if described else {}), tmp_path / 'cae.pth')
+    model = dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64)
+    teacher = Teacher(None if described else model, tmp_path / 'cae.pth')
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        expected = source.backbone.encode(images)[:, 1:]
-    torch.testing.assert_close(targets.tokenize(images), normalised(expected), atol=1e-5, rtol=1e-4)
+        close(teacher.tokens(images), source.backbone.encode(images))
 
 
-def test_loss_in_cae_is_the_squared_error(tiny_cae):
-    """Regression, with the decoder's width taken from the target."""
-    from mmpretrain.structures import DataSample
+def test_clip_in_a_released_archive_is_read_not_run(tmp_path):
+    """TorchScript, as OpenAI publishes it; equal to the same weights as a state dict."""
+    tower = golden.load('clip')
+    state = {name: value.half() for name, value in tower['state_dict'].items()}
 
-    config = dict(type='mmcae.FeatureTargets', model=dict(type='mmcae.CAEViT', arch=dict(embed_dims=20, num_layers=1, num_heads=2),
-                  img_size=64, out_type='featmap'), view_size=64)  # fmt: skip
-    model = tiny_cae(target_generator=config, decoder=dict(num_outputs=None)).eval()
+    class Visual(torch.nn.Module):
+        def forward(self, x):
+            return x
+
+    def put(module, path, value):
+        name, _, rest = path.partition('.')
+        if rest:
+            if not hasattr(module, name):
+                module.add_module(name, Visual())
+            put(getattr(module, name), rest, value)
+        else:
+            module.register_parameter(name, torch.nn.Parameter(value))
+
+    archive = Visual()
+    for name, value in {**state, 'token_embedding.weight': torch.zeros(3, 4)}.items():
+        put(archive, name, value)
+    torch.jit.script(archive).save(str(tmp_path / 'ViT-tiny.pt'))
+    torch.save(tower['state_dict'], tmp_path / 'clip.pth')
+    model = dict(type='clip', num_heads=tower['config']['heads'], img_size=48)
+    image = tower['image'].float()
+    found, expected = (Teacher(model, tmp_path / file, projected=True).tokens(image) for file in ('ViT-tiny.pt', 'clip.pth'))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
+    torch.testing.assert_close(expected, tower['tokens'], rtol=0, atol=1e-5)
+    plain = Teacher(model, tmp_path / 'clip.pth')
+    close(plain.tokens(image) @ tower['state_dict']['visual.proj'].float(), expected)
+    assert plain.num_outputs == tower['config']['width']
+
+
+# ---------------------------------------------------------------- what it sees
+
+
+@pytest.mark.parametrize(('patch', 'size'), [(16, 64), (14, 56)])
+def test_its_view_is_made_of_the_encoders(patch, size):
+    """One patch of the teacher for each of the encoder's 4x4: normalised anew, resized where its patches have another size."""
+    preprocessor = ViewPreprocessor(mean=[100.0, 110.0, 120.0], std=[50.0, 60.0, 70.0])
+    teacher = Teacher(dict(OWN, patch_size=patch, img_size=size), mean=[10.0, 20.0, 30.0], std=[4.0, 5.0, 6.0])
+    pixels = 255 * torch.rand(2, 3, 64, 64)
+    images = (pixels - preprocessor.mean) / preprocessor.std
+    view = teacher.view_of(images, (4, 4), preprocessor)
+    expected = (pixels - torch.tensor([10.0, 20, 30]).view(3, 1, 1)) / torch.tensor([4.0, 5, 6]).view(3, 1, 1)
+    if patch == 14:
+        expected = F.interpolate(expected, size=(56, 56), mode='bicubic', antialias=True)
+    torch.testing.assert_close(view, expected, atol=1e-3, rtol=1e-3)
+    assert teacher.tokens(view).shape == (2, 17, 20)
+
+
+def test_statistics_are_those_of_the_model():
+    clip = Teacher(dict(type='clip', depth=1, embed_dim=64, num_heads=1, img_size=32))
+    assert clip.mean[0] == pytest.approx(255 * 0.48145466, abs=1e-6)
+    siglip = Teacher(dict(type='timm', model_name='vit_base_patch16_siglip_224', depth=1, embed_dim=48, num_heads=4, img_size=32))
+    assert tuple(siglip.mean) == tuple(siglip.std) == (127.5,) * 3
+    with pytest.raises(ConfigError, match='normalises the images anew: data_preprocessor needs mean and std'):
+        siglip.check_preprocessor(SelfSupDataPreprocessor())
+
+
+def test_precision():
+    """float32 on the CPU unless said otherwise; features come in float32."""
+    teacher, fast = Teacher(OWN), Teacher(OWN, dtype='bfloat16')
+    fast.load_state_dict(teacher.state_dict())
+    fast = fast.to('cpu')
+    assert next(teacher.parameters()).dtype is torch.float32 and next(fast.parameters()).dtype is torch.bfloat16
+    images = torch.rand(2, 3, 64, 64)
+    found = fast.tokens(images)
+    assert found.dtype is torch.float32 and not torch.equal(found, teacher.tokens(images))
+    torch.testing.assert_close(found, teacher.tokens(images), atol=0.1, rtol=0.1)
+    with pytest.raises(ConfigError, match="dtype='half' of a target is none of 'float16'"):
+        Teacher(OWN, dtype='half')
+
+
+# ---------------------------------------------------------------- in training
+
+
+@pytest.mark.parametrize('kind', ['mse', 'cosine'])
+def test_loss_in_cae(tiny_cae, kind):
+    """Regression, with the decoder's width taken from the target, and no second view."""
+    preprocessor = dict(type='mmcae.ViewPreprocessor', mean=[127.5] * 3, std=[127.5] * 3)
+    config = dict(type='mmcae.Teacher', model=OWN, loss=kind, mean=127.5, std=127.5)
+    model = tiny_cae(target_generator=config, decoder=dict(num_outputs=None), data_preprocessor=preprocessor).eval()
     assert isinstance(model, CAE) and model.decoder.head.out_features == 20
     images, mask = torch.rand(2, 3, 64, 64), torch.zeros(2, 4, 4, dtype=torch.bool)
     mask[:, 1:3] = True
-    losses = model.loss([images, images], [DataSample().set_mask(one) for one in mask])
+    losses = model.loss([images], [DataSample().set_mask(one) for one in mask])
     target = model.target_generator.tokenize(images)[mask.flatten(1)].view(2, 8, 20)
-    expected = (model.predict(images, mask)['logits'] - target).square().mean()
-    torch.testing.assert_close(losses['loss_main'], expected)
+    prediction = model.predict(images, mask)['logits']
+    squared, angular = (prediction - target).square().mean(), 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+    torch.testing.assert_close(losses['loss_main'], squared if kind == 'mse' else angular)
     assert 'mlm_acc' not in losses
 
 
 @pytest.mark.parametrize('kind', ['timm', 'mmcae'])
 def test_the_start_of_a_pretraining_leaves_the_weights_alone(kind, tiny_cae):
     """Models of all three libraries would draw new ones when they are asked to initialise themselves."""
-    model = dict(
-        timm=dict(type='timm', model_name='vit_tiny_patch16_224', img_size=32, **VIT),
-        mmcae=dict(type='mmcae.CAEViT', arch=dict(embed_dims=20, num_layers=1, num_heads=2), img_size=32, patch_size=8, out_type='featmap'),
-    )[kind]
-    targets = dict(type='mmcae.FeatureTargets', model=model, view_size=32)
-    cae = tiny_cae(target_generator=targets, decoder=dict(num_outputs=None))
+    model = dict(timm=dict(type='timm', model_name='vit_tiny_patch16_224', img_size=32, **VIT), mmcae=OWN)[kind]
+    preprocessor = dict(type='mmcae.ViewPreprocessor', mean=[127.5] * 3, std=[127.5] * 3)
+    target = dict(type='mmcae.Teacher', model=model)
+    cae = tiny_cae(target_generator=target, decoder=dict(num_outputs=None), data_preprocessor=preprocessor)
     before = {key: value.clone() for key, value in cae.target_generator.state_dict().items()}
     cae.init_weights()
     assert before and all(torch.equal(value, before[key]) for key, value in cae.target_generator.state_dict().items())
 
 
-def test_normalisation_of_the_view():
-    """Channel by channel: ImageNet's unless said otherwise."""
-    targets = FeatureTargets(dict(type='mmpretrain.ResNet', depth=18), 64)
-    statistics = dict(mean=[0] * 3, std=[255] * 3, second_mean=list(targets.mean), second_std=list(targets.std))
-    preprocessor = dict(type='mmpretrain.TwoNormDataPreprocessor', **statistics)
-    targets.check_preprocessor(MODELS.build(preprocessor))
-    for wrong in ([123.675, 123.675, 123.675], [123.675]):
-        with pytest.raises(ConfigError, match=re.escape(f'made for {list(targets.mean)}')):
-            targets.check_preprocessor(MODELS.build(dict(preprocessor, second_mean=wrong)))
+def test_vectors_without_direction():
+    teacher = Teacher(OWN)
+    for parameter in teacher.parameters():
+        parameter.data.zero_()
+    with pytest.raises(DataError, match="CAEViT gives 34 zero vectors among 34 tokens, which have no cosine.*loss='mse'"):
+        teacher.tokens(torch.rand(2, 3, 64, 64))
+
+
+# ---------------------------------------------------------------- what does not fit
 
 
 class RunsCode:
@@ -123,45 +240,55 @@ class RunsCode:
 
 def test_weights_that_do_not_fit(tmp_path):
     resnet = dict(type='timm', model_name='resnet18')
-    with pytest.raises(CheckpointError, match='There is no tokenizer .*none.pth.*nothing is downloaded'):
-        FeatureTargets(resnet, 64, tmp_path / 'none.pth')
+    for model in (resnet, OWN, dict(type='clip'), None):
+        with pytest.raises(CheckpointError, match='none.pth'):
+            Teacher(model, tmp_path / 'none.pth')
     torch.save(ResNet(18).state_dict(), tmp_path / 'half.pth')
     state = timm.create_model('resnet18', num_classes=0).state_dict()
     state.pop('layer3.0.conv1.weight')
     torch.save(state, tmp_path / 'half.pth')
     with pytest.raises(CheckpointError, match='1 missing: layer3.0.conv1.weight'):
-        FeatureTargets(resnet, 64, tmp_path / 'half.pth')
+        Teacher(resnet, tmp_path / 'half.pth')
     torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / 'linear.pth')
     with pytest.raises(CheckpointError, match='holds no ResNet: its keys begin with weight, bias'):
-        FeatureTargets(resnet, 64, tmp_path / 'linear.pth')
+        Teacher(resnet, tmp_path / 'linear.pth')
+    with pytest.raises(CheckpointError, match="linear.pth holds no image tower of OpenAI's CLIP"):
+        Teacher(dict(type='clip'), tmp_path / 'linear.pth')
     (tmp_path / 'code.pth').write_bytes(pickle.dumps(RunsCode(str(tmp_path / 'mark'))))
-    with pytest.raises(CheckpointError, match='code.pth'):
-        FeatureTargets(resnet, 64, tmp_path / 'code.pth')
+    for model in (resnet, OWN, dict(type='clip'), None):
+        with pytest.raises(CheckpointError, match='code.pth'):
+            Teacher(model, tmp_path / 'code.pth')
     assert not (tmp_path / 'mark').exists()
 
 
+def test_projection_that_is_missing(tmp_path):
+    torch.save(timm.create_model('vit_tiny_patch16_224', img_size=SIZE, num_classes=0, **VIT).state_dict(), tmp_path / 'vit.pth')
+    with pytest.raises(CheckpointError, match='projected=True, but .*vit.pth has no head'):
+        Teacher(dict(type='timm', model_name='vit_tiny_patch16_224', img_size=SIZE, **VIT), tmp_path / 'vit.pth', projected=True)
+    with pytest.raises(ConfigError, match='projected=True: mmcae.CAEViT has no head'):
+        Teacher(OWN, projected=True)
+
+
 @pytest.mark.parametrize(
-    ('model', 'view', 'message'),
+    ('model', 'settings', 'message'),
     [
-        (dict(type='timm', model_name='vit_tiny_patch16_225'), 224, "timm has no model .*did you mean 'vit_tiny_patch16_2"),
-        (dict(type='timm', model_name='resnet18', pretrained=True), 64, 'downloads nothing'),
-        (dict(type='timm', model_name='resnet18', deep=1), 64, 'refuses its arguments'),
-        (dict(type='timm', model_name='vit_tiny_patch16_224', depth=1), 64, 'does not take 3 channels of 64x64 pixels'),
-        (dict(type='timm', model_name='resnet18'), 72, 'which they do not tile: change view_size'),
-        (dict(model_name='resnet18'), 64, 'needs a type'),
+        (dict(type='timm', model_name='vit_tiny_patch16_225'), {}, "timm has no model .*did you mean 'vit_tiny_patch16_2"),
+        (dict(type='timm', model_name='resnet18', pretrained=True), {}, 'downloads nothing'),
+        (dict(type='timm', model_name='resnet18', deep=1), {}, 'refuses its arguments'),
+        (dict(model_name='resnet18'), {}, 'needs a type'),
+        (None, {}, 'needs a model, or a checkpoint'),
+        (OWN, dict(loss='huber'), "loss='huber' is none of"),
+        (OWN, dict(layers=0), 'layers=0 must be at least 1'),
+        (dict(type='mmpretrain.ResNet', depth=18), dict(layers=2), 'layers=2: mmpretrain.ResNet gives its last map alone'),
     ],
 )
-def test_models_that_do_not_work(model, view, message):
+def test_models_that_do_not_work(model, settings, message):
     with pytest.raises(ConfigError, match=message):
-        FeatureTargets(model, view)
+        Teacher(model, **settings)
 
 
-def test_a_grid_that_does_not_fit_names_the_size_of_the_view(tiny_cae):
-    """Patches of 14 in the model whose features are wanted, of 16 in the encoder."""
-    teacher = CAEViT(arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=56, patch_size=14)
-    assert teacher.grid == (4, 4)
-    config = dict(type='mmcae.CAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=56, patch_size=14, out_type='featmap')
-    targets = FeatureTargets(config, 56)
-    targets.check_view((56, 56), (4, 4))
-    with pytest.raises(ConfigError, match=r'size of the second view to \(56, 56\)'):
-        targets.check_view((112, 112), (4, 4))
+def test_another_size_than_the_models():
+    """A fixed position table, at the grid of another encoder."""
+    teacher = Teacher(dict(type='timm', model_name='vit_tiny_patch16_224', depth=1))
+    with pytest.raises(ConfigError, match='does not take images of 64x64 pixels .*give it img_size'):
+        teacher.tokens(torch.rand(1, 3, 64, 64))

@@ -15,7 +15,7 @@ def fit(model, images, steps, lr):
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     logs = []
     for _ in range(steps):
-        terms = model.loss(images)
+        terms = model.training_loss(images)
         loss = sum(value for name, value in terms.items() if 'loss' in name)
         optimizer.zero_grad()
         loss.backward()
@@ -45,17 +45,17 @@ def test_vae_learns_to_draw(images):
 
 def test_vae_on_empty_images():
     """A batch without any contrast must not end a run."""
-    terms = DiscreteVAE(**SMALL).loss(torch.full((2, 3, 16, 16), 0.5))
+    terms = DiscreteVAE(**SMALL).training_loss(torch.full((2, 3, 16, 16), 0.5))
     assert all(value.isfinite() for value in terms.values())
 
 
 def test_vae_gradients_pass_the_codebook(images):
     model = DiscreteVAE(**SMALL)
-    model.loss(images)['loss_reconstruction'].backward()
+    model.training_loss(images)['loss_reconstruction'].backward()
     assert model.down[0].weight.grad.abs().sum() > 0
     assert model.quantizer.codes.grad is None or model.quantizer.codes.grad.abs().sum() == 0
     model.zero_grad()
-    model.loss(images)['loss_codebook'].backward()
+    model.training_loss(images)['loss_codebook'].backward()
     assert model.quantizer.codes.grad.abs().sum() > 0
     assert model.down[0].weight.grad is None or model.down[0].weight.grad.abs().sum() == 0
 
@@ -64,7 +64,7 @@ def test_vae_gradients_pass_the_codebook(images):
 def test_vae_at_other_resolutions(channels):
     model = DiscreteVAE(**dict(SMALL, channels=channels, in_channels=1))
     images = torch.rand(2, 1, 32, 64)
-    model.loss(images)
+    model.training_loss(images)
     step = 2 ** len(channels)
     assert model.downsample == (step, step)
     assert model.decode(model.tokenize(images)).shape == images.shape

@@ -1,6 +1,6 @@
-# cae_features_vit-digits.py on Fashion-MNIST: a second round, with the encoder of cae_vit-fashion.py as the frozen model.
+# cae_teacher_vit-digits.py on Fashion-MNIST: a second round, with the encoder of cae_vit-fashion.py as the frozen model.
 
-_base_ = ['../digits/cae_features_vit-digits.py', '../_base_/datasets/fashion.py']
+_base_ = ['../digits/cae_teacher_vit-digits.py', '../_base_/datasets/fashion.py']
 
 data_root = _base_.fashion_root + 'pretrain/'
 data_preparation = _base_.fashion_preparation

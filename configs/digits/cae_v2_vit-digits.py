@@ -1,0 +1,16 @@
+# CAE v2 on the embedded digits, taught by the encoder that cae_vit-digits.py makes.
+#     python tools/train.py configs/digits/cae_v2_vit-digits.py
+
+_base_ = ['cae_teacher_vit-digits.py']
+
+# ---- often changed
+target = dict(loss='cosine')
+
+# ---- rarely changed
+model = dict(
+    _delete_=True,
+    type='mmcae.CAEv2',
+    backbone=_base_.encoder,
+    regressor=_base_.model.regressor,
+    target_generator={**_base_.target, **target},
+)

@@ -1,0 +1,279 @@
+"""The kinds of frozen teachers, all with one face: images in, cls and patch features out."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from mmengine.utils import to_2tuple
+from torch import Tensor, nn
+
+from ...checkpoints import StateDict, load_encoder, load_state, load_strictly, read_weights
+from ...checkpoints.modules import read_module
+from ...checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD
+from ...registry import MODELS
+from ...utils.errors import CheckpointError, ConfigError, nearest
+
+CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
+CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
+CLIP_MODEL = 'vit_base_patch16_clip_quickgelu_224'  # timm's ViT with CLIP's parts; the sizes are those of the checkpoint
+CLIP_HEAD_WIDTH = 64
+
+
+def build_teacher(model: dict | None, checkpoint: str | Path | None, projected: bool, layers: int) -> 'FrozenEncoder':
+    """A frozen encoder with its weights.
+
+    Args:
+        model: `dict(type='clip')`: OpenAI's CLIP, in the sizes of the checkpoint, which may be the released archive itself;
+            `num_heads` where heads are not 64 wide, `img_size` for another size than 224, to which the position table is resized.
+            `dict(type='timm', model_name=...)`: any model of timm, with arguments of `timm.create_model`. A backbone in our or mmpretrain's
+            registry: `dict(type='mmcae.CAEViT', ...)`, `dict(type='mmpretrain.ResNet', depth=50)`; others than ours have to give a map.
+            None: the encoder that the checkpoint describes.
+        checkpoint: Local file, or None for random weights.
+        projected, layers: See :class:`.teacher.Teacher`.
+
+    Raises:
+        CheckpointError, ConfigError: See :class:`.teacher.Teacher`.
+    """
+    if model is None:
+        if checkpoint is None:
+            raise ConfigError('Teacher needs a model, or a checkpoint that describes one')
+        model = read_weights(checkpoint).spec().config()
+    settings = dict(model)
+    kind = settings.pop('type', None)
+    if kind == 'clip':
+        return ClipEncoder(settings, checkpoint, projected, layers)
+    if kind == 'timm':
+        return TimmTeacher(settings, checkpoint, projected, layers)
+    if not kind:
+        raise ConfigError("Teacher.model needs a type: 'clip', 'timm' with a model_name, or a backbone such as 'mmcae.CAEViT'")
+    if projected:
+        raise ConfigError(f'projected=True: {kind} has no head that projects its tokens')
+    config = dict(settings, type=kind if '.' in kind else f'mmpretrain.{kind}')
+    return OwnEncoder(config, checkpoint, layers) if config['type'].startswith('mmcae.') else MapBackbone(config, checkpoint, layers)
+
+
+class FrozenEncoder(nn.Module):
+    """Images (B, C, h, w), normalised -> features (B, [1 +] N, K): of cls if `has_cls`, then of the patches in raster order.
+
+    Attributes:
+        name: For messages.
+        mean, std: Of the pixels in [0, 255] as the model was trained.
+        img_size: (h, w) that it is made for.
+        downsample: Pixels under one patch.
+        in_channels: Of the images.
+        has_cls: Whether there is a cls token.
+    """
+
+    name: str
+    mean = IMAGENET_MEAN
+    std = IMAGENET_STD
+    img_size: tuple[int, int]
+    downsample: tuple[int, int]
+    in_channels: int = 3
+    has_cls = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class TimmTeacher(FrozenEncoder):
+    """Any model of timm that tells its intermediate features: ViTs give tokens, convolutional networks the cells of their last map."""
+
+    def __init__(self, settings: dict, checkpoint: str | Path | None, projected: bool, layers: int):
+        super().__init__()
+        self.projected, self.layers = projected, layers
+        self.model = self.build(dict(settings), projected)
+        self.name = type(self.model).__name__
+        self.has_cls = getattr(self.model, 'has_class_token', bool(getattr(self.model, 'num_prefix_tokens', 0)))
+        if checkpoint is not None:
+            load_timm(self.model, load_state(checkpoint), checkpoint, keep_head=projected)
+        self.describe()
+
+    def build(self, settings: dict, projected: bool) -> nn.Module:
+        name = settings.pop('model_name', '')
+        if not timm.is_model(name):
+            raise ConfigError(
+                f'timm has no model {name!r}{nearest(name, timm.list_models())}; give its model_name as in timm.list_models()'
+            )
+        if settings.pop('pretrained', False):
+            raise ConfigError('Teacher downloads nothing: give the weights as checkpoint=PATH in place of pretrained=True')
+        try:
+            model = timm.create_model(name, **({'num_classes': 0} | settings if not projected else settings))
+        except TypeError as error:
+            raise ConfigError(f'timm.create_model({name!r}) refuses its arguments: {error}') from error
+        if not hasattr(model, 'forward_intermediates'):
+            raise ConfigError(f'{name} gives no feature maps in this version of timm (forward_intermediates): choose another model')
+        return model
+
+    def describe(self):
+        """Read off the model how its images are to be prepared."""
+        config = self.model.pretrained_cfg
+        self.mean, self.std = (tuple(255 * value for value in config[name]) for name in ('mean', 'std'))
+        embedding = getattr(self.model, 'patch_embed', None)
+        self.img_size = to_2tuple(getattr(embedding, 'img_size', None) or config['input_size'][1:])
+        # Convolutional networks know the stride of their last map alone.
+        self.downsample = to_2tuple(getattr(embedding, 'patch_size', None) or self.model.feature_info[-1]['reduction'])
+        self.in_channels = next(self.model.parameters()).shape[1] if embedding is None else embedding.proj.in_channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See :class:`FrozenEncoder`."""
+        try:
+            if not hasattr(self.model, 'num_prefix_tokens'):
+                found = self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
+                return found.flatten(2).transpose(1, 2)
+            found = self.model.forward_intermediates(
+                images, indices=self.layers, norm=True, output_fmt='NLC', return_prefix_tokens=True, intermediates_only=True
+            )
+        except (AssertionError, RuntimeError) as error:
+            size = 'x'.join(map(str, images.shape[-2:]))
+            raise ConfigError(
+                f'{self.name} does not take images of {size} pixels ({str(error).splitlines()[0]}): give it img_size, or '
+                'dynamic_img_size=True'
+            ) from error
+        if self.model.num_prefix_tokens:
+            found = [torch.cat((prefix[:, : int(self.has_cls)], patches), dim=1) for patches, prefix in found]
+        tokens = sum(found) / len(found)
+        return self.model.head(tokens) if self.projected else tokens
+
+
+class ClipEncoder(TimmTeacher):
+    """The image tower of OpenAI's CLIP (arXiv 2103.00020), whose head is the projection into the space of images and texts."""
+
+    def __init__(self, settings: dict, checkpoint: str | Path | None, projected: bool, layers: int):
+        self.state = None if checkpoint is None else clip_state(checkpoint)
+        settings = (clip_sizes(self.state) if self.state else dict(embed_dim=768, patch_size=16, num_classes=512)) | settings
+        super().__init__(dict(settings, model_name=CLIP_MODEL), None, projected=True, layers=layers)
+        self.projected = projected
+        if self.state is not None:
+            grid = tuple(size // patch for size, patch in zip(self.img_size, self.downsample, strict=True))
+            self.state['visual.positional_embedding'] = resize_clip_positions(self.state['visual.positional_embedding'], grid)
+            load_timm(self.model, self.state, checkpoint, keep_head=True)
+        del self.state
+
+    def describe(self):
+        """As for models of timm, with CLIP's statistics to all their digits."""
+        super().describe()
+        self.mean, self.std = CLIP_MEAN, CLIP_STD
+
+
+class OwnEncoder(FrozenEncoder):
+    """One of our encoders."""
+
+    def __init__(self, config: dict, checkpoint: str | Path | None, layers: int):
+        super().__init__()
+        self.model = MODELS.build(dict(config, out_type='raw', out_indices=tuple(range(-layers, 0)), init_cfg=None))
+        self.name = type(self.model).__name__
+        if checkpoint is not None:
+            load_encoder(self.model, checkpoint)
+        spec = self.model.spec
+        self.img_size, self.downsample, self.in_channels = spec.img_size, spec.patch_size, spec.in_channels
+        self.has_cls, self.prefix = spec.num_prefix_tokens > 0, spec.num_prefix_tokens
+        if spec.view:
+            self.mean, self.std = spec.view.mean, spec.view.std
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See :class:`FrozenEncoder`."""
+        *earlier, last = self.model(images)  # the last has been normalised
+        tokens = (sum(map(self.model.norm, earlier)) + last) / (len(earlier) + 1)
+        return torch.cat((tokens[:, : int(self.has_cls)], tokens[:, self.prefix :]), dim=1)
+
+
+class MapBackbone(FrozenEncoder):
+    """A backbone of mmpretrain that gives a feature map."""
+
+    def __init__(self, config: dict, checkpoint: str | Path | None, layers: int):
+        super().__init__()
+        if layers > 1:
+            raise ConfigError(f'layers={layers}: {config["type"]} gives its last map alone')
+        self.model = MODELS.build(config)
+        self.name = type(self.model).__name__
+        if checkpoint is not None:
+            state = load_state(checkpoint)
+            inside = {key.removeprefix('backbone.'): value for key, value in state.items() if key.startswith('backbone.')}
+            load_known(self.model, inside or state, checkpoint)
+        self.img_size = to_2tuple(config.get('img_size', 224))
+        self.in_channels = config.get('in_channels', 3)
+        with torch.no_grad():
+            rows, columns = self.map_of(torch.zeros(1, self.in_channels, *self.img_size)).shape[-2:]
+        self.downsample = (self.img_size[0] // rows, self.img_size[1] // columns)
+
+    def map_of(self, images: Tensor) -> Tensor:
+        """The last feature map (B, K, rows, columns)."""
+        self.model.eval()  # of mmpretrain, it returns nothing
+        outputs = self.model(images)
+        features = outputs[-1] if isinstance(outputs, tuple | list) else outputs
+        if features.ndim != 4:
+            raise ConfigError(f"{self.name} gives no feature map but a tensor {tuple(features.shape)}: set out_type='featmap' in it")
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See :class:`FrozenEncoder`."""
+        return self.map_of(images).flatten(2).transpose(1, 2)
+
+
+# ---------------------------------------------------------------- CLIP's files
+
+
+def clip_state(checkpoint: str | Path) -> StateDict:
+    """The image tower in OpenAI's archive, which is not run, or in a state dict of CLIP: names `visual.*`.
+
+    Raises:
+        CheckpointError: There is no such tower.
+    """
+    try:
+        state = read_module(checkpoint)
+    except CheckpointError:
+        state = load_state(checkpoint)
+    state = {key: value.float() for key, value in state.items() if key.startswith('visual.')}
+    if 'visual.proj' not in state or 'visual.class_embedding' not in state:
+        raise CheckpointError(f"{checkpoint} holds no image tower of OpenAI's CLIP with a ViT: it has no visual.proj")
+    return state
+
+
+def clip_sizes(state: Mapping[str, Tensor]) -> dict:
+    """What the tensors of a CLIP image tower tell of its sizes, as arguments of timm's ViT."""
+    width, _, patch, _ = state['visual.conv1.weight'].shape
+    side = int((len(state['visual.positional_embedding']) - 1) ** 0.5)
+    return dict(
+        embed_dim=width,
+        depth=len({key.split('.')[3] for key in state if key.startswith('visual.transformer.resblocks.')}),
+        num_heads=max(1, width // CLIP_HEAD_WIDTH),
+        patch_size=patch,
+        img_size=side * patch,
+        num_classes=state['visual.proj'].shape[1],
+    )
+
+
+def resize_clip_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The position table (1 + n, C) of a square grid for another one, bilinear as the authors of CAE v2 resize it (timm: bicubic)."""
+    side = int((len(table) - 1) ** 0.5)
+    if (side, side) == tuple(grid):
+        return table
+    maps = table[1:].T.reshape(1, -1, side, side)
+    maps = F.interpolate(maps, size=grid, mode='bilinear', align_corners=False)
+    return torch.cat((table[:1], maps.flatten(2)[0].T))
+
+
+# ---------------------------------------------------------------- weights
+
+
+def load_timm(model: nn.Module, state: StateDict, checkpoint: str | Path, keep_head: bool = False):
+    """Weights of a timm model in any form that timm itself reads, for this model's sizes; its classifier is left out unless kept."""
+    adapt = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    if adapt is not None:
+        adapted = adapt(dict(state), model)
+        state = adapted.get('model', adapted)
+    if keep_head and 'head.weight' not in state:
+        raise CheckpointError(f'projected=True, but {checkpoint} has no head that projects the tokens')
+    load_known(model, state, checkpoint)
+
+
+def load_known(model: nn.Module, state: StateDict, checkpoint: str | Path):
+    """Load what belongs to the model, which has to be all of it; what else the file has is counted."""
+    known = {key: value for key, value in state.items() if key in model.state_dict()}
+    if not known:
+        raise CheckpointError(f'{checkpoint} holds no {type(model).__name__}: its keys begin with {", ".join(list(state)[:3])}')
+    load_strictly(model, known, str(checkpoint), unused=len(state) - len(known))
