@@ -6,7 +6,7 @@ from .deepspeed_strategy import DeepSpeedStrategy
 from .distributed import CPUDistributedDataParallel
 from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe, ShowProgress
 from .log_processor import LogProcessor
-from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
+from .loops import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
 from .runner import Runner
 from .schedulers import WarmupCosineLR
@@ -31,5 +31,7 @@ __all__ = [
     'Runner',
     'ShowProgress',
     'SingleDeviceStrategy',
+    'TestLoop',
+    'ValLoop',
     'WarmupCosineLR',
 ]

@@ -11,11 +11,9 @@ from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.optim import OptimWrapper
 
-from ..compat import has_fast_bfloat16
 from ..registry import OPTIM_WRAPPERS
 from ..utils.errors import ConfigError, TrainingError
-
-DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16}
+from ..utils.precision import DTYPES, fast_dtype
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -40,7 +38,7 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
     """
 
     def __init__(self, dtype=None, loss_scale='dynamic', use_fsdp=False, **kwargs):
-        if dtype not in (None, *DTYPES):
+        if dtype not in (None, 'float16', 'bfloat16'):
             raise ConfigError(f"AmpOptimWrapper: dtype must be 'float16', 'bfloat16' or None, got {dtype!r}")
         device, self.use_fsdp = get_device(), use_fsdp
         if device == 'mps':
@@ -56,7 +54,7 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
             super().__init__(loss_scale=loss_scale, dtype=dtype, use_fsdp=use_fsdp, **kwargs)
             return
         OptimWrapper.__init__(self, **kwargs)  # past mmengine's check for a GPU
-        self.cast_dtype = DTYPES.get(dtype, torch.float32)
+        self.cast_dtype = DTYPES[dtype or 'float32']
         self.loss_scaler = torch.amp.GradScaler(enabled=False)
         self._scale_update_param = None
 
@@ -74,12 +72,22 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
             with super().optim_context(model):
                 yield
 
+    def update_params(self, loss, *args, **kwargs):
+        """As mmengine's; the norm of the gradients is read when the update is under way, so that a GPU is not waited for in between."""
+        self.grad_norm = None
+        super().update_params(loss, *args, **kwargs)
+        if self.grad_norm is not None:
+            self.message_hub.update_scalar(f'train/{self.grad_name}', float(self.grad_norm))
+
     def _clip_grad(self):
+        parameters = [parameter for group in self.param_groups for parameter in group['params'] if parameter.grad is not None]
+        if not parameters:
+            return
         if not self.use_fsdp or self.clip_func is not torch.nn.utils.clip_grad_norm_:
-            return super()._clip_grad()
+            self.grad_norm = self.clip_func(parameters, **self.clip_grad_kwargs)  # None where values are clipped
+            return
         settings = dict(self.clip_grad_kwargs)
         power = float(settings.pop('norm_type', 2))
-        parameters = [parameter for group in self.param_groups for parameter in group['params'] if parameter.grad is not None]
         own = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters], power)
         if math.isinf(power):
             all_reduce(total := own, 'max')
@@ -89,7 +97,7 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         if settings.pop('error_if_nonfinite', False) and not torch.isfinite(total):
             raise TrainingError(f'The gradients are not finite: their norm (norm_type={power:g}) is {float(total)}')
         torch.nn.utils.clip_grads_with_norm_(parameters, total_norm=total, **settings)
-        self.message_hub.update_scalar(f'train/{self.grad_name}', float(total))
+        self.grad_norm = total
 
     def load_state_dict(self, state_dict):
         """Continue from the state of a run in either precision.
@@ -100,17 +108,3 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         if not state_dict.get('loss_scaler'):  # an unscaled run leaves nothing to continue with
             state_dict.pop('loss_scaler', None)
         super().load_state_dict(state_dict)
-
-
-def fast_dtype():
-    """The lower precision in which this machine computes faster than in single precision.
-
-    Returns:
-        str | None: 'bfloat16' or 'float16'; None for a CPU without instructions for bfloat16, which would only emulate it, and for MPS,
-            for which mmengine has no mixed precision.
-    """
-    device = get_device()
-    if device in ('cpu', 'mps'):
-        return 'bfloat16' if device == 'cpu' and has_fast_bfloat16() else None
-    # GPUs before Ampere (V100, T4) emulate bfloat16, which torch counts as support unless it is told not to.
-    return 'bfloat16' if device == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False) else 'float16'

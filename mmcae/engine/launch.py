@@ -13,6 +13,7 @@ from .. import compat
 from ..checkpoints.pieces import first_piece
 from ..utils.configs.dumped import make_portable
 from ..utils.errors import CheckpointError, ConfigError, DataError, nearest
+from .distributed import ddp_settings
 
 # What each launcher leaves in the environment of the processes it starts.
 LAUNCHERS = {'auto': None, 'none': None, 'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_LOCAL_RANK'}
@@ -177,8 +178,8 @@ def distribute_over_cpus(cfg):
         cfg (Config): Changed in place: its model_wrapper_cfg, and for FlexibleRunner the model_wrapper of its strategy.
     """
     join_processes(cfg)
-    wrapper = cfg.get('model_wrapper_cfg') or dict(broadcast_buffers=False, find_unused_parameters=cfg.get('find_unused_parameters', False))
-    if wrapper.get('type', 'MMDistributedDataParallel') == 'MMDistributedDataParallel':
+    wrapper = ddp_settings(cfg.get('model_wrapper_cfg'), cfg.get('find_unused_parameters', False))
+    if wrapper['type'] == 'MMDistributedDataParallel':
         wrapper['type'] = 'mmcae.CPUDistributedDataParallel'
     cfg.model_wrapper_cfg = wrapper
     if cfg.get('runner_type') == 'FlexibleRunner':

@@ -3,20 +3,27 @@
 mmengine resumes at the beginning of an epoch, or reads all batches again, and its random numbers depend on what was done before. Here a
 resumed loop goes to its next batch at once, and the random numbers of a step (dropped paths, dropout, mixing) depend on the seed, the rank
 and the iteration alone, as those of an image do (mmcae/datasets/seeded_loader.py).
+
+The loops of validation and test are mmengine's with a choice of precision.
 """
 
 import socket
 from functools import cached_property
 
+import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.runner import EpochBasedTrainLoop as MMEngineEpochBasedTrainLoop
 from mmengine.runner import IterBasedTrainLoop as MMEngineIterBasedTrainLoop
+from mmengine.runner import TestLoop as MMEngineTestLoop
+from mmengine.runner import ValLoop as MMEngineValLoop
+from mmengine.runner.loops import _update_losses
 
 from ..datasets.seeded_loader import SeededLoader, reseed
 from ..datasets.source_batch_sampler import SourceBatchSampler
 from ..datasets.sources.fingerprint import fingerprint
 from ..registry import LOOPS
 from ..utils.errors import ConfigError, DataError
+from ..utils.precision import autocast, check_dtype
 
 
 class ExactLoop:
@@ -178,3 +185,49 @@ class IterBasedTrainLoop(ExactLoop, MMEngineIterBasedTrainLoop):
             if not self.counts_epochs:
                 raise ConfigError(f'{type(sampler).__name__} has ended and counts no epochs: use InfiniteSampler or DefaultSampler')
             number, done = number + 1, 0
+
+
+# ---------------------------------------------------------------- validation and test
+
+
+class InPrecision:
+    """Mixin of a validation or test loop: the model predicts in a lower precision, metrics are computed outside of it.
+
+    Args:
+        runner, dataloader, evaluator: As in mmengine.
+        dtype (str, optional): 'float32', 'bfloat16' or 'float16'; None for what the machine is fast in. Defaults to 'float32'. See
+            :func:`mmcae.utils.precision.autocast`.
+
+    Raises:
+        ConfigError: An unknown dtype.
+    """
+
+    def __init__(self, runner, dataloader, evaluator, dtype='float32'):
+        check_dtype(dtype, type(self).__name__)
+        super().__init__(runner, dataloader, evaluator)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def run_iter(self, idx, data_batch):
+        """Predict and score one batch."""
+        self.runner.call_hook(f'before_{self.mode}_iter', batch_idx=idx, data_batch=data_batch)
+        with autocast(self.dtype):
+            outputs = getattr(self.runner.model, f'{self.mode}_step')(data_batch)
+        outputs, losses = _update_losses(outputs, getattr(self, f'{self.mode}_loss'))
+        setattr(self, f'{self.mode}_loss', losses)
+        self.evaluator.process(data_samples=outputs, data_batch=data_batch)
+        self.runner.call_hook(f'after_{self.mode}_iter', batch_idx=idx, data_batch=data_batch, outputs=outputs)
+
+
+@LOOPS.register_module()
+class ValLoop(InPrecision, MMEngineValLoop):
+    """mmengine's ValLoop with a choice of precision, see :class:`InPrecision`."""
+
+    mode = 'val'
+
+
+@LOOPS.register_module()
+class TestLoop(InPrecision, MMEngineTestLoop):
+    """mmengine's TestLoop with a choice of precision, see :class:`InPrecision`."""
+
+    mode = 'test'

@@ -1,12 +1,15 @@
 """mmengine's Runner as mmcae trains and tests with it."""
 
 from mmengine.dist import is_distributed
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner as MMEngineRunner
 
 from .. import compat
 from ..registry import RUNNERS
 from ..utils.errors import CheckpointError
+from ..utils.precision import set_matmul_precision
 from . import reader
+from .distributed import ddp_settings
 
 
 @RUNNERS.register_module()
@@ -18,16 +21,28 @@ class Runner(MMEngineRunner):
       weights. Starting from other weights goes through `init_cfg=dict(type='Pretrained', ...)`, or `load_from` of a training, where
       mmengine's rules hold.
     * With a launcher on a machine without an accelerator, the processes are joined by gloo.
+    * `env_cfg.float32_matmul_precision` is passed to :func:`torch.set_float32_matmul_precision`.
 
     Takes the arguments of mmengine's.
     """
 
     def setup_env(self, env_cfg: dict):
-        """As mmengine's; the process group of a machine without an accelerator is made here."""
+        """As mmengine's; the process group of a machine without an accelerator is made here.
+
+        Raises:
+            ConfigError: An unknown `float32_matmul_precision`.
+        """
         reader.register()
+        set_matmul_precision(env_cfg.get('float32_matmul_precision'))
         if self.distributed and not is_distributed() and not compat.has_accelerator():
             compat.init_distributed(self.launcher, **env_cfg.get('dist_cfg', {}))
         super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model):
+        """As mmengine's; gradients are views of the buckets in which processes exchange them."""
+        if self.distributed and not is_model_wrapper(model):
+            model_wrapper_cfg = ddp_settings(model_wrapper_cfg, self.cfg.get('find_unused_parameters', False))
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def resume(self, filename: str, *args, **kwargs):
         """As mmengine's, from a checkpoint of this very model."""

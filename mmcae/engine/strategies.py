@@ -22,6 +22,8 @@ from ..checkpoints.pieces import UNFINISHED, publish, remove, sync
 from ..compat import has_accelerator
 from ..registry import STRATEGIES
 from ..utils.errors import CheckpointError, ConfigError
+from ..utils.precision import set_matmul_precision
+from .distributed import ddp_settings
 
 WRAPPERS = re.compile(r'_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.')  # what FSDP puts into the names of parameters
 PATIENCE = 10.0  # seconds for a network file system to show one process what another has written
@@ -38,6 +40,10 @@ class WholeCheckpoints:
     """
 
     resuming = False
+
+    def _setup_env(self, *, float32_matmul_precision=None, **kwargs):
+        set_matmul_precision(float32_matmul_precision)
+        super()._setup_env(**kwargs)
 
     def save_checkpoint(self, filename, **kwargs):
         """Save by mmengine's strategy under another name; then give it its own."""
@@ -105,7 +111,11 @@ class SingleDeviceStrategy(WholeCheckpoints, MMEngineSingleDeviceStrategy):
 
 @STRATEGIES.register_module()
 class DDPStrategy(WholeCheckpoints, MMEngineDDPStrategy):
-    """mmengine's DDPStrategy with :class:`WholeCheckpoints`. Takes the same arguments."""
+    """mmengine's DDPStrategy with :class:`WholeCheckpoints` and :func:`.distributed.ddp_settings`. Takes the same arguments."""
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        self.model_wrapper = ddp_settings(self.model_wrapper)
+        return super()._wrap_model(model)
 
 
 @STRATEGIES.register_module()

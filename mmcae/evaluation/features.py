@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 from mmengine.dist import all_gather, get_world_size
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner, autocast
+from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier, SelfSupDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..utils.errors import DataError
+from ..utils.precision import autocast
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -32,13 +33,13 @@ def build_dataloader(config: dict) -> DataLoader:
 
 
 @torch.no_grad()
-def encode_batches(model: nn.Module, dataloader: DataLoader, fp16: bool = False) -> Iterator[tuple[Tensor, dict]]:
+def encode_batches(model: nn.Module, dataloader: DataLoader, dtype: str | None = 'float32') -> Iterator[tuple[Tensor, dict]]:
     """The encoder's last output for each batch, in eval mode and without gradient. The model's mode is restored at the end.
 
     Args:
         model: A classifier or a self-supervised model of mmpretrain's kind.
         dataloader: Batches of one view per image, packed by mmpretrain's PackInputs.
-        fp16: Let the encoder compute in mixed precision.
+        dtype: Precision of the encoder, see :func:`mmcae.utils.precision.autocast`.
 
     Yields:
         The output as the encoder gives it, on the model's device, and the batch it is made of.
@@ -54,20 +55,20 @@ def encode_batches(model: nn.Module, dataloader: DataLoader, fp16: bool = False)
     try:
         for batch in dataloader:
             data = preprocess(model.data_preprocessor, dict(inputs=batch['inputs'], data_samples=batch['data_samples']), False)
-            with autocast(enabled=fp16):
+            with autocast(dtype):
                 outputs = model.extract_feat(data['inputs'], **stage)
             yield outputs[-1] if isinstance(outputs, (tuple, list)) else outputs, batch
     finally:
         model.train(was_training)
 
 
-def extract_features(model: nn.Module, dataloader: DataLoader, fp16: bool = False) -> tuple[Tensor, Tensor | None]:
+def extract_features(model: nn.Module, dataloader: DataLoader, dtype: str | None = 'float32') -> tuple[Tensor, Tensor | None]:
     """One feature vector per image of a data set, the same on all processes.
 
     Args:
         model: See :func:`encode_batches`. Outputs (B, C) are taken as they are, tokens (B, n, C) and maps (B, C, h, w) are averaged.
         dataloader: See :func:`build_dataloader`.
-        fp16: Let the encoder compute in mixed precision.
+        dtype: Precision of the encoder, see :func:`mmcae.utils.precision.autocast`.
 
     Returns:
         float32 (N, C) and int64 labels (N,) in the order of the data set, on the model's device. None where the images have no labels.
@@ -76,7 +77,7 @@ def extract_features(model: nn.Module, dataloader: DataLoader, fp16: bool = Fals
         DataError: There are no images.
     """
     features, labels = [], []
-    for outputs, batch in encode_batches(model, dataloader, fp16):
+    for outputs, batch in encode_batches(model, dataloader, dtype):
         features.append(average(outputs).float())
         labels += [sample.gt_label for sample in batch['data_samples'] if 'gt_label' in sample]
     if not features:

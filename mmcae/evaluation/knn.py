@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..checkpoints import load_encoder
 from ..registry import LOOPS
 from ..utils.errors import ConfigError, DataError
+from ..utils.precision import check_dtype
 from .features import average, build_dataloader, encode_batches, extract_features, unwrapped
 
 SIMILARITIES = 2**25  # computed at a time: 128 MiB
@@ -122,10 +123,10 @@ class KNNLoop(TestLoop):
         bank_dataloader: The labelled images, in the form of a dataloader's config without sampler; no augmentation.
         k: Numbers of neighbours.
         temperature: Smaller values listen to the nearest ones more.
-        fp16: Compute the features in mixed precision.
+        dtype: Precision of the encoder: 'float32', 'bfloat16', 'float16', or None for what the machine is fast in.
 
     Raises:
-        ConfigError: k or temperature out of range.
+        ConfigError: k or temperature out of range, or an unknown dtype.
         DataError: See :func:`check_bank`.
     """
 
@@ -137,9 +138,11 @@ class KNNLoop(TestLoop):
         bank_dataloader: dict,
         k: Sequence[int] = (10, 20),
         temperature: float = 0.07,
-        fp16: bool = False,
+        dtype: str | None = 'float32',
     ):
-        super().__init__(runner, dataloader, evaluator, fp16)
+        super().__init__(runner, dataloader, evaluator)
+        check_dtype(dtype, 'KNNLoop')
+        self.dtype = dtype
         if not k or min(k) < 1 or not temperature > 0:
             raise ConfigError(f'KNNLoop needs k of at least 1 and a temperature above 0, got k={list(k)} and temperature={temperature}')
         self.bank_dataloader = build_dataloader(bank_dataloader)
@@ -151,9 +154,9 @@ class KNNLoop(TestLoop):
         """Fill the bank, classify, and return the metrics."""
         self.runner.call_hook('before_test')
         self.runner.call_hook('before_test_epoch')
-        bank, labels = extract_features(self.runner.model, self.bank_dataloader, self.fp16)
+        bank, labels = extract_features(self.runner.model, self.bank_dataloader, self.dtype)
         predictions = {k: [] for k in self.k}
-        batches = encode_batches(self.runner.model, self.dataloader, self.fp16)
+        batches = encode_batches(self.runner.model, self.dataloader, self.dtype)
         for index, (outputs, batch) in enumerate(batches):
             self.runner.call_hook('before_test_iter', batch_idx=index, data_batch=batch)
             scores = knn_scores(average(outputs), bank, labels, self.num_classes, self.k, self.temperature)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
@@ -24,7 +25,7 @@ def predict(cfg: Config, checkpoint: str | Path, samples: list[dict]) -> list:
     config = cfg.copy()
     # The checkpoint has all weights, so the one the encoder started from need not be there any more.
     config.model.backbone.init_cfg = None
-    model = MODELS.build(config.model).eval()
+    model = MODELS.build(config.model).eval().to(get_device())
     try:
         load_strictly(model, load_state(checkpoint), str(checkpoint))
     except CheckpointError as error:

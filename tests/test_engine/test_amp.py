@@ -1,14 +1,11 @@
 """Mixed precision on this machine: computes in bfloat16, steps, and continues from every kind of state."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmcae.compat import has_accelerator
-from mmcae.engine.amp import fast_dtype
 from mmcae.registry import OPTIM_WRAPPERS
 from mmcae.utils.errors import ConfigError, TrainingError
 
@@ -32,7 +29,8 @@ def fast_bfloat16(monkeypatch):
 
     def claim(it_is):
         monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: 'cpu')
-        monkeypatch.setattr('mmcae.engine.amp.has_fast_bfloat16', lambda: it_is)
+        monkeypatch.setattr('mmcae.utils.precision.get_device', lambda: 'cpu')
+        monkeypatch.setattr('mmcae.utils.precision.has_fast_bfloat16', lambda: it_is)
 
     return claim
 
@@ -97,27 +95,10 @@ def test_continues_from_the_state_of_another_precision(kind):
     assert torch.equal(momentum, before.optimizer.state[model.weight]['momentum_buffer']) and momentum.abs().sum() > 0
 
 
-@pytest.mark.parametrize(('capability', 'dtype'), [(7, 'float16'), (8, 'bfloat16'), (9, 'bfloat16')])
-def test_gpus_that_emulate_bfloat16_compute_in_float16(monkeypatch, capability, dtype):
-    """V100 and T4 are of compute capability 7; torch counts emulation as support unless it is told not to."""
-    monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: 'cuda')
-    monkeypatch.setattr('torch.version.hip', None)
-    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
-    monkeypatch.setattr('torch.cuda.current_device', lambda: 0)
-    monkeypatch.setattr('torch.cuda.get_device_properties', lambda _: SimpleNamespace(major=capability))
-    monkeypatch.setattr('torch.cuda._check_bf16_tensor_supported', lambda _: True)
-    assert fast_dtype() == dtype
-
-
-@pytest.mark.parametrize(('device', 'dtype'), [('mps', None), ('npu', 'float16'), ('musa', 'float16')])
-def test_other_accelerators(monkeypatch, device, dtype):
-    monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: device)
-    assert fast_dtype() == dtype
-
-
 def test_on_mps_the_recipes_train_in_single_precision(monkeypatch):
     """mmengine's autocast knows no MPS; here the model itself is on the CPU."""
     monkeypatch.setattr('mmcae.engine.amp.get_device', lambda: 'mps')
+    monkeypatch.setattr('mmcae.utils.precision.get_device', lambda: 'mps')
     model, reference = nn.Linear(8, 4), nn.Linear(8, 4)
     reference.load_state_dict(model.state_dict())
     images = torch.randn(16, 8)
@@ -148,10 +129,22 @@ def test_gradients_in_pieces_are_clipped_by_the_norm_of_all(monkeypatch, norm_ty
     wrapper = OPTIM_WRAPPERS.build(dict(settings, clip_grad=dict(max_norm=0.7, norm_type=norm_type, error_if_nonfinite=True)))
     wrapper._clip_grad()
     torch.testing.assert_close(piece.grad, whole.grad[:2])
-    assert wrapper.message_hub.get_scalar('train/grad_norm').current() == pytest.approx(float(expected))
+    assert float(wrapper.grad_norm) == pytest.approx(float(expected))
     piece.grad = torch.tensor([float('inf'), 0.0])
     with pytest.raises(TrainingError, match='gradients are not finite'):
         wrapper._clip_grad()
+
+
+def test_norm_of_the_gradients_is_logged():
+    model = nn.Linear(2, 1, bias=False)
+    wrapper = build(model, dtype='bfloat16', clip_grad=dict(max_norm=0.5), accumulative_counts=2)
+    wrapper.update_params(model.weight.sum())
+    assert wrapper.grad_norm is None  # gradients accumulate, nothing is clipped yet
+    wrapper.update_params(model.weight.sum())
+    assert wrapper.message_hub.get_scalar('train/grad_norm').current() == pytest.approx(2**0.5)
+    values = build(model, dtype='bfloat16', clip_grad=dict(type='value', clip_value=0.1))
+    values.update_params(model.weight.sum())
+    assert values.grad_norm is None
 
 
 @pytest.mark.skipif(has_accelerator(), reason='a GPU computes in float16')

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mmcae.engine import CPUDistributedDataParallel
+from mmcae.engine.distributed import ddp_settings
 
 
 @pytest.fixture
@@ -38,3 +39,18 @@ def test_other_models_are_wrapped_without_a_note(group_of_one, notes):
     wrapped = CPUDistributedDataParallel(nn.Linear(2, 2))
     wrapped(torch.ones(1, 2)).sum().backward()
     assert not notes
+
+
+def test_gradients_are_views_of_the_buckets(group_of_one):
+    wrapped = CPUDistributedDataParallel(nn.Linear(2, 2), **{k: v for k, v in ddp_settings(None).items() if k != 'type'})
+    wrapped(torch.ones(1, 2)).sum().backward()
+    weight, bias = (parameter.grad.untyped_storage().data_ptr() for parameter in wrapped.module.parameters())
+    assert weight == bias  # one bucket
+
+
+def test_settings_of_the_wrapper():
+    default = dict(type='MMDistributedDataParallel', broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True)
+    assert ddp_settings(None, find_unused_parameters=True) == default
+    own = dict(static_graph=True, gradient_as_bucket_view=False)
+    assert ddp_settings(own) == dict(own, type='MMDistributedDataParallel')
+    assert ddp_settings(dict(type='MMFullyShardedDataParallel')) == dict(type='MMFullyShardedDataParallel')

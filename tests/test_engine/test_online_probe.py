@@ -93,7 +93,7 @@ def test_reports_collapse_without_labels_and_knn_with_them(pretrain, probe):
     assert set(written(unlabelled)) == {1, 2}
     assert not any('knn' in name for line in written(unlabelled).values() for name in line)
 
-    runner = pretrain(dict(type='mmcae.OnlineProbe', dataloader=bank, query_dataloader=queries, interval=2, k=(3,)))
+    runner = pretrain(dict(type='mmcae.OnlineProbe', dataloader=bank, query_dataloader=queries, interval=2, k=(3,), dtype='float32'))
     lines = written(runner)
     assert set(lines) == {2}
     features, labels = extract_features(runner.model, build_dataloader(bank))

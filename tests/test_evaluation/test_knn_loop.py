@@ -75,9 +75,9 @@ def test_mixed_precision_is_for_the_encoder_alone(test_knn, checkpoint, monkeypa
         'mmcae.evaluation.knn.F.normalize',
         lambda x, dim: precisions.append((x.dtype, torch.is_autocast_enabled('cpu'))) or original(x, dim=dim),
     )
-    runner, _ = test_knn(checkpoint(), 'test_cfg.fp16=True')
+    runner, _ = test_knn(checkpoint(), 'test_cfg.dtype=bfloat16')
     assert set(precisions) == {(torch.float32, False)}
-    half, _ = extract_features(runner.model, runner.test_loop.bank_dataloader, fp16=True)
+    half, _ = extract_features(runner.model, runner.test_loop.bank_dataloader, dtype='bfloat16')
     full, _ = extract_features(runner.model, runner.test_loop.bank_dataloader)
     assert not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)

@@ -20,6 +20,7 @@ visualizer = dict(type='Visualizer', vis_backends=vis_backends)
 # ---- rarely changed
 env_cfg = dict(
     cudnn_benchmark=False,
+    float32_matmul_precision='highest',  # 'high' computes in TF32 where a GPU has it
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
     dist_cfg=dict(backend='nccl', timeout=600),  # seconds after which processes give up waiting for one that is gone
 )

@@ -12,5 +12,5 @@ train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=90, val_interval=1
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=10, end=90, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]
 
 # ---- rarely changed
-val_cfg = dict()
-test_cfg = dict()
+val_cfg = dict(type='mmcae.ValLoop', dtype=None)  # mixed precision, as the authors evaluate
+test_cfg = dict(type='mmcae.TestLoop', dtype=None)

@@ -19,5 +19,5 @@ param_scheduler = [
 ]
 
 # ---- rarely changed
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
+val_cfg = dict(type='mmcae.ValLoop', dtype='float32')  # dtype=None is faster on a GPU
+test_cfg = dict(type='mmcae.TestLoop', dtype='float32')

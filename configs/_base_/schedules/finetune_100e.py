@@ -15,5 +15,5 @@ train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=100, val_interval=
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=5, end=100, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]
 
 # ---- rarely changed
-val_cfg = dict()
-test_cfg = dict()
+val_cfg = dict(type='mmcae.ValLoop', dtype=None)  # mixed precision, as the authors evaluate
+test_cfg = dict(type='mmcae.TestLoop', dtype=None)

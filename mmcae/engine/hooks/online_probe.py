@@ -11,6 +11,7 @@ from ...evaluation.features import build_dataloader, extract_features
 from ...evaluation.knn import check_bank, knn_scores
 from ...registry import HOOKS
 from ...utils.errors import ConfigError
+from ...utils.precision import check_dtype
 
 
 @HOOKS.register_module()
@@ -35,9 +36,10 @@ class OnlineProbe(Hook):
         by_epoch: What `interval` counts.
         k: Numbers of neighbours.
         temperature: See :func:`mmcae.evaluation.knn.knn_scores`.
+        dtype: Precision of the encoder: 'float32', 'bfloat16', 'float16', or None for what the machine is fast in.
 
     Raises:
-        ConfigError: `interval` is not positive.
+        ConfigError: `interval` is not positive, or an unknown dtype.
         DataError: At the start of training, see :func:`mmcae.evaluation.knn.check_bank`.
     """
 
@@ -51,11 +53,14 @@ class OnlineProbe(Hook):
         by_epoch: bool = True,
         k: Sequence[int] = (10, 20),
         temperature: float = 0.07,
+        dtype: str | None = None,
     ):
+        check_dtype(dtype, 'OnlineProbe')
         if interval < 1:
             raise ConfigError(f'OnlineProbe needs an interval of at least 1, got {interval}')
         self.configs = dict(bank=dataloader, queries=query_dataloader)
         self.interval, self.by_epoch, self.k, self.temperature = interval, by_epoch, tuple(k), temperature
+        self.dtype = dtype
         self.seconds = 0.0
 
     def before_train(self, runner):
@@ -87,10 +92,10 @@ class OnlineProbe(Hook):
     @torch.no_grad()
     def metrics(self, model) -> dict[str, float]:
         """The figures described above, by name."""
-        features, labels = extract_features(model, self.loaders['bank'])
+        features, labels = extract_features(model, self.loaders['bank'], self.dtype)
         metrics = {'probe/effective_rank': effective_rank(features), 'probe/feature_std': feature_std(features)}
         if 'queries' in self.loaders:
-            queries, truth = extract_features(model, self.loaders['queries'])
+            queries, truth = extract_features(model, self.loaders['queries'], self.dtype)
             for k, scores in knn_scores(queries, features, labels, self.num_classes, self.k, self.temperature).items():
                 metrics[f'probe/knn{k}_top1'] = 100 * float((scores.argmax(dim=1) == truth).float().mean())
         return metrics

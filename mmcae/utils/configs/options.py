@@ -14,7 +14,7 @@ from .variables import replaced
 # Parts of a config that mmengine reads by name, ignoring every other name.
 CLOSED = {
     'auto_scale_lr': {'enable', 'base_batch_size'},
-    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit', 'float32_matmul_precision'},
     'env_cfg.mp_cfg': {'mp_start_method', 'opencv_num_threads'},
     'randomness': set(inspect.signature(Runner.set_randomness).parameters) - {'self'},
 }
