@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_state, load_strictly
 from ...utils.errors import CheckpointError, ConfigError
+from ...utils.precision import DTYPES
 from ..encoders.layers import pick
 from .cross_entropy import token_cross_entropy
-
-DTYPES = dict(float16=torch.float16, bfloat16=torch.bfloat16, float32=torch.float32)
 
 
 class Target(BaseModule):
@@ -260,7 +259,7 @@ class TrainableTokenizer(Tokenizer, BaseModel):
         raise NotImplementedError
 
     def check_sample(self, inputs: Tensor, data_sample=None):
-        """Make sure that one image (C, h, w) out of the data pipeline can be learned from; see :class:`mmcae.engine.CheckSample`.
+        """Make sure that one image (C, h, w) out of the data pipeline fits; see :class:`mmcae.engine.checks.sample.SampleCheck`.
 
         Raises:
             ConfigError: Its channels or size do not fit.

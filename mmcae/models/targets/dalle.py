@@ -12,7 +12,8 @@ from ...checkpoints import StateDict, load_strictly
 from ...checkpoints.modules import read_module
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
-from .base import DTYPES, Tokenizer, read_tokenizer
+from ...utils.precision import DTYPES
+from .base import Tokenizer, read_tokenizer
 
 VOCAB_SIZE = 8192
 # DALL-E keeps pixels off the ends of their range: 0.8 x + 0.1 for x in [0, 1].
