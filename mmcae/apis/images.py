@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..datasets.transforms.evaluation_view import resize
 from ..datasets.transforms.image_file import to_rgb
 from ..datasets.transforms.loading import read_image, to_channels
 from ..utils.errors import DataError
@@ -108,14 +109,6 @@ def from_array(image: np.ndarray, channels: int, given: str, shape: str) -> np.n
             'convert to uint8'
         )
     return np.ascontiguousarray(pixels, dtype=np.float32) * np.float32(255)
-
-
-def resize(image: np.ndarray, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC, box=None) -> np.ndarray:
-    """An image (H, W, C), or the part `box` (left, top, right, bottom) of it, resized by PIL to (h, w), antialiased."""
-    if image.shape[2] == 3 and image.dtype == np.uint8:
-        return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size[::-1], resample, box))
-    planes = [Image.fromarray(np.ascontiguousarray(plane)).resize(size[::-1], resample, box) for plane in np.moveaxis(image, 2, 0)]
-    return np.stack([np.asarray(plane) for plane in planes], axis=2)
 
 
 def fit(image: np.ndarray, size: tuple[int, int], resample: Image.Resampling = Image.Resampling.BICUBIC) -> np.ndarray:

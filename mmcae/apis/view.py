@@ -9,16 +9,16 @@ from PIL import Image
 from torch import Tensor, tensor
 
 from ..checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD, default_crop
+from ..datasets.transforms.evaluation_view import cut
 from ..utils.errors import ConfigError
-from .images import ImageLike, load_image, resize, to_tensor
+from .images import ImageLike, load_image, to_tensor
 
 
 @dataclass(frozen=True)
 class View:
     """Resize an image, cut out its centre, and normalise it: `view.normalize([view.cut(image)])`.
 
-    The same as mmpretrain's `ResizeEdge` of the short side to `size / crop` and `CenterCrop(size)`, both by PIL, as in
-    configs/_base_/datasets/imagenet_classification.py.
+    Resizing and cutting are those of :class:`mmcae.datasets.transforms.EvaluationView`.
 
     Args:
         size: Pixels (h, w) of the result.
@@ -61,15 +61,7 @@ class View:
 
     def cut(self, image: np.ndarray) -> np.ndarray:
         """(H, W, channels) -> (h, w, channels), not normalised, of the same type."""
-        (height, width), (rows, columns) = image.shape[:2], (round(side / self.crop) for side in self.size)
-        if columns * height >= rows * width:
-            rows = max(int(columns * height / width), rows)
-        else:
-            columns = max(int(rows * width / height), columns)
-        if (rows, columns) != (height, width):
-            image = resize(image, (rows, columns), Image.Resampling[self.interpolation.upper()])
-        top, left = (round((side - kept) / 2) for side, kept in zip((rows, columns), self.size, strict=True))
-        return image[top : top + self.size[0], left : left + self.size[1]]
+        return cut(image, self.size, self.crop, self.interpolation)
 
     def __call__(self, image: ImageLike) -> Tensor:
         """One image, see :func:`mmcae.apis.images.load_image` -> float32 (channels, h, w)."""

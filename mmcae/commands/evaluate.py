@@ -4,7 +4,9 @@
     mmcae evaluate random --config-family digits --protocols knn linear
     mmcae evaluate checkpoints/cae_vit-base-p16_1600e.pth --config-family imagenet --gpus 8
 
-Every protocol is one or two commands that are printed and can be repeated by hand. Interrupt it at will: the next run goes on from there.
+The encoder may have any size: the config of each protocol is written for it, into OUT/configs, from the recipe of the family and from what
+the file tells of the encoder (sizes, view, normalisation). Every protocol is one or two commands that are printed and can be repeated by
+hand. Interrupt it at will: the next run goes on from there.
 """
 
 import json
@@ -20,6 +22,7 @@ def add_arguments(parser):
     parser.add_argument('--config-family', choices=FAMILIES, required=True, help='which configs')
     parser.add_argument('--protocols', nargs='+', metavar='NAME', help='only these (default: all of the family)')
     parser.add_argument('--out', type=Path, help='where results go (default: work_dirs/evaluation/NAME_OF_THE_CHECKPOINT)')
+    parser.add_argument('--num-heads', type=int, help='of the encoder, where its file does not tell')
     parser.add_argument('--seed', type=int, default=0, help='of training, and of random weights (default: %(default)s)')
     parser.add_argument('--lanes', type=int, default=1, help='commands at a time (default: %(default)s)')
     parser.add_argument('--gpus', type=int, default=1, help='processes of each command, one for each GPU (default: %(default)s)')
@@ -42,18 +45,20 @@ def check(args, parser):
 def run(args):
     from ..engine.launch import require_checkpoint
     from ..utils.files import write_file
-    from ..utils.packaged import find_config
     from . import protocols as core
     from .jobs import JobFailed, JobRunner
 
     if args.checkpoint != core.RANDOM:
         require_checkpoint(args.checkpoint)
-    family = core.protocols_for(args.config_family, args.checkpoint)
+    family = core.FAMILIES[args.config_family][0]
+    core.choose(family, args.protocols)  # before the encoder is loaded
+    checkpoint, spec = core.prepare_encoder(args.checkpoint, args.config_family, args.out, args.seed, args.num_heads)
+    family = core.protocols_for(args.config_family, spec)
     protocols = core.choose(family, args.protocols)
     options = core.split_options(args.cfg_options, protocols)
-    checkpoint, needed = core.prepare_encoder(args.checkpoint, find_config(protocols[0].config), args.out, args.seed)
-    options = {name: (f'randomness.seed={args.seed}', *needed, *changes) for name, changes in options.items()}
-    jobs = core.plan(args.out, checkpoint, protocols, options, args.gpus)
+    options = {name: (f'randomness.seed={args.seed}', *changes) for name, changes in options.items()}
+    configs = core.write_configs(args.out, protocols, spec, checkpoint)
+    jobs = core.plan(args.out, checkpoint, protocols, configs, options, args.gpus)
     # On models as small as those of the digits the threads of a command only wait for each other, and so do those of several commands.
     threads = dict(OMP_NUM_THREADS='1') if args.lanes > 1 or args.config_family != 'imagenet' else {}
     try:

@@ -1,19 +1,22 @@
 """The protocols by which an encoder is judged, as commands to run and figures to read: the core of `mmcae evaluate`."""
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from ..checkpoints import load_encoder, read_weights, write_state_dict
+from ..apis import load_encoder
+from ..checkpoints import EncoderSpec, metadata, write_state_dict
 from ..registry import MODELS
 from ..utils.configs.loading import last_checkpoint, load_config
-from ..utils.errors import CheckpointError, ConfigError, nearest
+from ..utils.errors import ConfigError, nearest
+from ..utils.files import write_file
 from ..utils.packaged import find_config
+from .downstream import config_text
 from .jobs import Job
 
 RANDOM = 'random'  # in the place of a checkpoint: an encoder as it is before any training
@@ -42,7 +45,7 @@ class Protocol:
 
 
 def small(data: str) -> tuple[Protocol, ...]:
-    """The protocols for the small encoder, 96 wide, on the digits or on Fashion-MNIST."""
+    """The protocols on the digits or on Fashion-MNIST."""
     knn, linear, attentive, finetune = (f'{data}/{name}_vit-{data}.py' for name in ('knn', 'linear', 'attentive', 'finetune'))
     return (
         Protocol('knn', 'kNN, k = 10, 2,000 labels', knn, trained=False, metric='k10/accuracy/top1'),
@@ -68,38 +71,48 @@ def imagenet(size: str, finetune: str) -> tuple[Protocol, ...]:
     )
 
 
-# The configs of a family differ by the width of the encoder.
+# Recipes of a family, of which the one for the encoder that is nearest in size is taken; the configs are written for the very encoder.
 FAMILIES = {
-    'digits': {96: DIGITS},
-    'fashion': {96: FASHION},
-    'imagenet': {
-        768: imagenet('base', 'finetune_vit-base-p16_cae_32xb128-amp-100e_in1k.py'),
-        1024: imagenet('large', 'finetune_vit-large-p16_cae_32xb64-accum2-amp-50e_in1k.py'),
-    },
+    'digits': (DIGITS,),
+    'fashion': (FASHION,),
+    'imagenet': (
+        imagenet('base', 'finetune_vit-base-p16_cae_32xb128-amp-100e_in1k.py'),
+        imagenet('large', 'finetune_vit-large-p16_cae_32xb64-accum2-amp-50e_in1k.py'),
+    ),
 }
 
 
-def protocols_for(family: str, checkpoint: str) -> tuple[Protocol, ...]:
-    """All protocols of a family for the encoder in a checkpoint; for 'random' those of its smallest encoder.
+def protocols_for(family: str, spec: EncoderSpec | None) -> tuple[Protocol, ...]:
+    """All protocols of a family, by the recipe for encoders of about this size.
 
-    Raises:
-        CheckpointError: It cannot be read, or the family has no configs for an encoder of this width.
+    Args:
+        family: In :data:`FAMILIES`.
+        spec: The encoder; None for the one of the first recipe.
     """
-    by_width = FAMILIES[family]
-    if checkpoint == RANDOM:
-        return by_width[min(by_width)]
-    width = encoder_state(checkpoint)['cls_token'].shape[-1]
-    if width not in by_width:
-        raise CheckpointError(
-            f'{checkpoint} has an encoder {width} wide; the configs of {family} are for {" and ".join(map(str, by_width))}: choose another '
-            'family, or write configs for this width (docs/evaluation.md)'
-        )
-    return by_width[width]
+    if spec is None:
+        return FAMILIES[family][0]
+
+    def distance(recipe):
+        theirs = spec_of(find_config(recipe[0].config))
+        return abs(math.log(weights_of(theirs) / weights_of(spec)))
+
+    return min(FAMILIES[family], key=distance)
 
 
-def encoder_state(checkpoint: str) -> Mapping[str, Tensor]:
-    """The encoder's state dict in a checkpoint of any layout."""
-    return read_weights(checkpoint).encoder
+def weights_of(spec: EncoderSpec) -> int:
+    """About how many weights its blocks have."""
+    return spec.num_layers * spec.embed_dims * (4 * spec.embed_dims + 2 * spec.feedforward_channels)
+
+
+def spec_of(config: Path) -> EncoderSpec:
+    """The encoder of a config, as it comes out of pretraining: without the bias tables of fine-tuning."""
+    with torch.device('meta'):
+        return build_backbone(config).spec
+
+
+def build_backbone(config: Path) -> torch.nn.Module:
+    """The encoder of a config, with random weights."""
+    return MODELS.build(dict(load_config(config).model.backbone, init_cfg=None, use_rel_pos_bias=False))
 
 
 def choose(protocols: Sequence[Protocol], names: Sequence[str] | None) -> list[Protocol]:
@@ -132,41 +145,55 @@ def split_options(options: Sequence[str], protocols: Sequence[Protocol]) -> dict
     return by_protocol
 
 
-def prepare_encoder(checkpoint: str, config: Path, out: Path, seed: int) -> tuple[str, tuple[str, ...]]:
-    """Check that a checkpoint has the encoder that a family's configs describe, before hours are spent on it.
+def prepare_encoder(checkpoint: str, family: str, out: Path, seed: int, num_heads: int | None = None) -> tuple[str, EncoderSpec]:
+    """Look at the encoder, and load it once, before hours are spent on it.
 
     Args:
         checkpoint: A file, or 'random' for an encoder of random weights, which is written to `out`.
-        config: One of the family's configs.
+        family: Says which encoder a random one is.
         out: A folder.
         seed: Of the random weights.
+        num_heads: Of the encoder, where its file does not tell.
 
     Returns:
-        The checkpoint's path, and the options that every config of the family needs for it.
+        The checkpoint's path, and the encoder's spec.
 
     Raises:
-        CheckpointError: It cannot be read or has another width, depth or patch size.
+        CheckpointError: It cannot be read, holds no encoder, or does not tell all of it.
     """
-    # As it comes out of pretraining: the bias tables of fine-tuning are not in the checkpoint.
-    backbone = dict(load_config(config).model.backbone, init_cfg=None, use_rel_pos_bias=False)
     if checkpoint == RANDOM:
         path = out / f'random_seed{seed}.pth'
         if not path.exists():  # a second run must not make the results of the first look outdated
             torch.manual_seed(seed)
-            write_state_dict(path, MODELS.build(backbone).state_dict())
-        return str(path), ()
-    options = ()
-    if not any('gamma' in key for key in encoder_state(checkpoint)):
-        options = ('model.backbone.layer_scale_init_value=0',)
-        backbone['layer_scale_init_value'] = 0
-    load_encoder(MODELS.build(backbone), checkpoint)
-    return checkpoint, options
+            encoder = build_backbone(find_config(FAMILIES[family][0][0].config))
+            write_state_dict(path, encoder.state_dict(), metadata(encoder.spec))
+        checkpoint = str(path)
+    return checkpoint, load_encoder(checkpoint, num_heads).spec
+
+
+def write_configs(out: Path, protocols: Sequence[Protocol], spec: EncoderSpec, checkpoint: str) -> dict[str, str]:
+    """A config for this encoder by each of the protocols, in `OUT/configs`.
+
+    Returns:
+        Paths by protocol.
+
+    Raises:
+        ConfigError: A protocol cannot be for images of the encoder's channels.
+    """
+    paths = {}
+    for protocol in protocols:
+        path, base = out / 'configs' / f'{protocol.name}.py', find_config(protocol.config)
+        text = config_text(path, base, load_config(base), spec, checkpoint, f'{protocol.title} of {checkpoint}, by `mmcae evaluate`')
+        write_file(path, text)
+        paths[protocol.name] = os.path.relpath(path)
+    return paths
 
 
 def plan(
     out: Path,
     checkpoint: str,
     protocols: Sequence[Protocol],
+    configs: Mapping[str, str],
     options: Mapping[str, Sequence[str]],
     processes: int = 1,
 ) -> list[Job]:
@@ -176,24 +203,23 @@ def plan(
         out: The folder whose subfolders are the work dirs.
         checkpoint: The encoder's file.
         protocols: What to run.
+        configs: Their configs, see :func:`write_configs`.
         options: Changes of the configs, by protocol.
         processes: How many processes each command has, one for each GPU.
     """
     file = Path(checkpoint).stat()
     jobs = []
     for protocol in protocols:
-        config = os.path.relpath(find_config(protocol.config))
+        config = configs[protocol.name]
         changes = (*protocol.options, *options[protocol.name])
         content = json.dumps([load_config(config, changes).to_dict(), file.st_size, file.st_mtime_ns], sort_keys=True, default=str)
         trained, needs = checkpoint, ()
         if protocol.trained:
             work_dir = out / protocol.name / 'train'
-            starting = (f'model.backbone.init_cfg.checkpoint={checkpoint}', *changes)
-            command = (*mmcae('train', processes, config), '--work-dir', str(work_dir), '--cfg-options', *starting)
+            command = (*mmcae('train', processes, config), '--work-dir', str(work_dir), *changes)
             jobs.append(Job(f'{protocol.name}/train', protocol.title, command, (), content))
             trained, needs = str(work_dir / last_checkpoint(load_config(config, changes))), (f'{protocol.name}/train',)
-        testing = ('--cfg-options', *changes) if changes else ()
-        command = (*mmcae('test', processes, config, trained), '--work-dir', str(out / protocol.name / 'test'), *testing)
+        command = (*mmcae('test', processes, config, trained), '--work-dir', str(out / protocol.name / 'test'), *changes)
         jobs.append(Job(f'{protocol.name}/test', f'{protocol.title}: test', command, needs, content))
     return jobs
 

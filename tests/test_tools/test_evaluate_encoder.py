@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from mmcae.checkpoints import ViewSpec, metadata, write_state_dict
 from mmcae.commands import protocols as core
+from mmcae.models import CAEViT
 from mmcae.utils.errors import ConfigError
 
 TOOL = 'tools/benchmarks/evaluate_encoder.py'
@@ -53,7 +55,7 @@ def test_all_protocols_run_once_and_make_one_table(evaluate, workplace):
     table = (workplace / 'out/results.md').read_text()
     assert table.count('\n| ') == 1 + len(PROTOCOLS) and '| linear probe, 2,000 labels |' in table
     # The probes leave the encoder as it was; fine-tuning does not.
-    encoder = torch.load(workplace / 'out/random_seed1.pth', weights_only=True)
+    encoder = torch.load(workplace / 'out/random_seed1.pth', weights_only=True)['state_dict']
     for name, frozen in (('linear', True), ('attentive', True), ('finetune_100', False)):
         state = torch.load(workplace / f'out/{name}/train/iter_2.pth', weights_only=True)['state_dict']
         assert all(torch.equal(state[f'backbone.{key}'], value) for key, value in encoder.items()) == frozen
@@ -62,20 +64,29 @@ def test_all_protocols_run_once_and_make_one_table(evaluate, workplace):
     assert code == 0 and '7 of 7 jobs had finished before' in output
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused_at_once(evaluate, workplace, tiny_cae):
-    other = dict(arch=dict(embed_dims=96, num_layers=4, num_heads=4), img_size=16, patch_size=4)
-    model = tiny_cae(backbone=other, regressor=dict(in_dims=96))
-    torch.save(dict(state_dict=model.state_dict()), workplace / 'patches.pth')
-    code, output = evaluate('patches.pth')
-    assert code == 2 and 'error: patches.pth' in output and 'patch_embed.proj.weight' in output and 'Traceback' not in output
-    torch.save(dict(state_dict=tiny_cae().state_dict()), workplace / 'narrow.pth')
-    code, output = evaluate('narrow.pth')
-    assert code == 2 and 'narrow.pth has an encoder 48 wide; the configs of digits are for 96' in output
+def test_an_encoder_of_another_size_by_its_own_view(evaluate, workplace):
+    """One that is no square, deeper and narrower than the recipe's, with other means; and one whose heads are told on the command line."""
+    view = ViewSpec(mean=(100.0,), std=(50.0,), size=(48, 64), interpolation='bilinear', crop_pct=0.9)
+    model = CAEViT(dict(embed_dims=24, num_layers=2, num_heads=3, feedforward_channels=50), img_size=(48, 64), patch_size=16)
+    write_state_dict(workplace / 'a.pth', model.state_dict(), metadata(model.spec.replaced(view=view)))
+    changes = [option for protocol in ('knn', 'linear') for option in short(protocol)]
+    code, output = evaluate('a.pth', '--protocols', 'knn', 'linear', '--out', 'out', '--cfg-options', *changes)
+    assert code == 0, output
+    assert set(json.loads((workplace / 'out/results.json').read_text())['protocols']) == {'knn', 'linear'}
+    config = (workplace / 'out/configs/linear.py').read_text()
+    assert "_base_ = ['mmcae::digits/linear_vit-digits.py']" in config and "'checkpoint': 'a.pth'" in config
+    state = torch.load(workplace / 'out/linear/train/iter_2.pth', weights_only=True)['state_dict']
+    assert all(torch.equal(state[f'backbone.{key}'], value) for key, value in model.state_dict().items())
+    assert state['head.fc.weight'].shape == (10, 24)
+
+    torch.save(dict(state_dict=model.state_dict()), workplace / 'foreign.pth')
+    code, output = evaluate('foreign.pth')
+    assert code == 2 and 'foreign.pth' in output.splitlines()[-1] and 'Traceback' not in output
     assert not list(workplace.glob('work_dirs/evaluation/*/*/job.log'))
 
 
 def test_names_are_checked():
-    digits = core.protocols_for('digits', 'random')
+    digits = core.protocols_for('digits', None)
     with pytest.raises(ConfigError, match="no protocol 'linaer' here; did you mean 'linear'"):
         core.choose(digits, ['linaer'])
     chosen = core.choose(digits, ['linear', 'knn'])
@@ -85,30 +96,24 @@ def test_names_are_checked():
     assert core.split_options(['a=1', 'knn:b=x:y'], chosen) == {'knn': ('a=1', 'b=x:y'), 'linear': ('a=1',)}
 
 
-def test_imagenet_configs_follow_the_width_and_use_all_gpus(repository, tmp_path):
-    for width, size in ((768, 'base'), (1024, 'large')):
-        path = tmp_path / f'{size}.pth'
-        stub = {'blocks.0.attn.qkv.weight': torch.zeros(1), 'patch_embed.proj.weight': torch.zeros(1)}
-        torch.save(stub | {'cls_token': torch.zeros(1, 1, width)}, path)
-        protocols = core.protocols_for('imagenet', str(path))
-        assert all(f'vit-{size}-' in protocol.config for protocol in protocols)
-        options = core.split_options(['randomness.seed=2'], protocols)
-        jobs = {job.name: job for job in core.plan(tmp_path, str(path), protocols, options, processes=8)}
-        assert set(jobs) == {'knn/test', *(f'{name}/{step}' for name in ('linear', 'attentive', 'finetune') for step in ('train', 'test'))}
-        assert (
-            jobs['finetune/train'].command[:4] == ('python', '-m', 'torch.distributed.run', '--standalone')
-            and '8' in jobs['finetune/train'].command
-        )
-        last = f'epoch_{100 if size == "base" else 50}.pth'
-        assert str(tmp_path / 'finetune/train' / last) in jobs['finetune/test'].command
-        assert 'randomness.seed=2' in jobs['linear/test'].command and jobs['linear/test'].needs == ('linear/train',)
+def test_the_recipe_is_that_of_the_nearest_size(tmp_path):
+    for arch, size in (('tiny', 'base'), ('small', 'base'), ('base', 'base'), ('large', 'large')):
+        with torch.device('meta'):
+            spec = CAEViT(arch).spec
+        assert all(f'vit-{size}-' in protocol.config for protocol in core.protocols_for('imagenet', spec)), arch
 
 
-def test_a_plain_vit_is_known_by_its_lack_of_layer_scale(repository, tmp_path):
-    from mmcae.models import CAEViT
-
-    encoder = CAEViT(arch=dict(embed_dims=96, num_layers=4, num_heads=4), img_size=32, patch_size=8, layer_scale_init_value=0)
-    torch.save(encoder.state_dict(), tmp_path / 'plain.pth')
-    config = repository / 'configs/digits/finetune_vit-digits.py'
-    checkpoint, options = core.prepare_encoder(str(tmp_path / 'plain.pth'), config, tmp_path, seed=0)
-    assert options == ('model.backbone.layer_scale_init_value=0',)
+def test_jobs_use_the_written_configs_and_all_gpus(tmp_path):
+    model = CAEViT(dict(embed_dims=24, num_layers=2, num_heads=3), img_size=32)
+    write_state_dict(tmp_path / 'a.pth', model.state_dict(), metadata(model.spec))
+    path, spec = core.prepare_encoder(str(tmp_path / 'a.pth'), 'imagenet', tmp_path, seed=0)
+    assert spec.embed_dims == 24
+    protocols = core.protocols_for('imagenet', spec)
+    configs = core.write_configs(tmp_path, protocols, spec, path)
+    options = core.split_options(['randomness.seed=2'], protocols)
+    jobs = {job.name: job for job in core.plan(tmp_path, path, protocols, configs, options, processes=8)}
+    assert set(jobs) == {'knn/test', *(f'{name}/{step}' for name in ('linear', 'attentive', 'finetune') for step in ('train', 'test'))}
+    command = jobs['finetune/train'].command
+    assert command[:4] == ('python', '-m', 'torch.distributed.run', '--standalone') and '8' in command and configs['finetune'] in command
+    assert str(tmp_path / 'finetune/train/epoch_100.pth') in jobs['finetune/test'].command
+    assert 'randomness.seed=2' in jobs['linear/test'].command and jobs['linear/test'].needs == ('linear/train',)

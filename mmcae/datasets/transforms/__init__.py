@@ -2,6 +2,7 @@
 
 from ...registry import TRANSFORMS, register_lazily
 from .color_jitter import ColorJitter
+from .evaluation_view import EvaluationView
 from .loading import LoadImage
 from .masks import BlockMaskGenerator, RandomMaskGenerator
 from .micron_scale import MicronScale
@@ -14,6 +15,7 @@ register_lazily(TRANSFORMS, 'mmcae.datasets.transforms.load_label_map', 'LoadLab
 __all__ = [
     'BlockMaskGenerator',
     'ColorJitter',
+    'EvaluationView',
     'HEDJitter',
     'LoadImage',
     'MicronScale',

@@ -1,0 +1,116 @@
+"""Configs for encoders of any size: they load, their models take the weights, their pipelines show the encoder's view."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmcae import compat
+from mmcae.apis import View
+from mmcae.checkpoints import ViewSpec, load_encoder, metadata, write_state_dict
+from mmcae.commands import protocols as core
+from mmcae.models import CAEViT
+from mmcae.registry import MODELS, TRANSFORMS
+from mmcae.utils.configs.loading import load_config
+from mmcae.utils.errors import ConfigError
+from mmcae.utils.packaged import find_config
+
+ENCODERS = {
+    'narrow': (dict(arch=dict(embed_dims=24, num_layers=2, num_heads=3), img_size=32, patch_size=8), None),
+    'no square': (
+        dict(arch=dict(embed_dims=24, num_layers=3, num_heads=2, feedforward_channels=50), img_size=(48, 80)),
+        ViewSpec(mean=(90.0, 100.0, 110.0), std=(50.0,), size=(48, 80), interpolation='bilinear', crop_pct=0.9),
+    ),
+    'plain': (dict(arch=dict(embed_dims=24, num_layers=2, num_heads=2), img_size=96, layer_scale_init_value=0), ViewSpec(size=(96, 96))),
+    'relative': (dict(arch=dict(embed_dims=24, num_layers=2, num_heads=2), img_size=64, use_rel_pos_bias=True), None),
+    'windows': (dict(arch=dict(embed_dims=24, num_layers=3, num_heads=2), img_size=64, window_size=2, global_blocks=(2,)), None),
+}
+
+
+@pytest.fixture(params=ENCODERS)
+def encoder(request, tmp_path):
+    """The file of an encoder, and its spec."""
+    settings, view = ENCODERS[request.param]
+    model = CAEViT(**settings)
+    spec = model.spec.replaced(view=view)
+    write_state_dict(tmp_path / 'encoder.pth', model.state_dict(), metadata(spec))
+    return str(tmp_path / 'encoder.pth'), spec
+
+
+def configs(family, checkpoint, spec, tmp_path):
+    """The loaded configs by protocol."""
+    protocols = core.protocols_for(family, spec)
+    paths = core.write_configs(tmp_path, protocols, spec, checkpoint)
+    return {protocol.name: (load_config(paths[protocol.name]), load_config(find_config(protocol.config))) for protocol in protocols}
+
+
+def build(step, scope='mmpretrain'):
+    compat.import_mmpretrain()
+    with TRANSFORMS.switch_scope_and_registry(scope) as registry:
+        return registry.build(dict(step))
+
+
+def shown(pipeline, image, tmp_path):
+    """What a pipeline makes of an image, without packing."""
+    Image.fromarray(image).save(tmp_path / 'image.png')
+    results = dict(img_path=str(tmp_path / 'image.png'))
+    for step in pipeline[:-1]:
+        results = build(step)(results)
+    return results['img']
+
+
+@pytest.mark.parametrize('family', ['digits', 'imagenet'])
+def test_models_take_the_weights(family, encoder, tmp_path):
+    checkpoint, spec = encoder
+    size = (spec.view or ViewSpec(size=spec.img_size)).size
+    for name, (cfg, recipe) in configs(family, checkpoint, spec, tmp_path).items():
+        backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
+        allowed = (recipe.model.backbone.get('init_cfg') or {}).get('allow_missing', ())
+        load_encoder(backbone, checkpoint, allow_missing=allowed)
+        assert backbone.out_type == recipe.model.backbone.get('out_type', 'cls_token')
+        assert cfg.model.backbone.get('drop_path_rate') == recipe.model.backbone.get('drop_path_rate')
+        assert tuple(n * 16 if backbone.patch_size == (16, 16) else n * 8 for n in backbone.grid) == size
+        frozen = recipe.model.backbone.get('frozen_stages', -1) > 0
+        assert all(not parameter.requires_grad for parameter in backbone.parameters()) or not frozen
+        if cfg.model.get('head'):
+            output = backbone(torch.zeros(2, 3, *size))[-1]
+            assert output.shape[-1] == cfg.model.head.in_channels == spec.embed_dims, name
+        if spec.view:
+            assert list(cfg.data_preprocessor.mean) == list(spec.view.mean) and list(cfg.data_preprocessor.std) == list(spec.view.std)
+
+
+@pytest.mark.parametrize('family', ['digits', 'imagenet'])
+def test_pipelines_show_the_view(family, encoder, tmp_path):
+    checkpoint, spec = encoder
+    view = spec.view or ViewSpec(size=spec.img_size)
+    image = np.random.default_rng(0).integers(0, 256, (100, 140, 3), dtype=np.uint8)
+    crop = 1.0 if family == 'digits' else view.crop_pct
+    expected = View(view.size, crop=crop, interpolation=view.interpolation).cut(image)
+    for name, (cfg, _) in configs(family, checkpoint, spec, tmp_path).items():
+        if family == 'imagenet' or view.size != (32, 32):
+            pixels = shown(cfg.test_dataloader.dataset.pipeline, image, tmp_path)
+            assert np.array_equal(pixels[..., ::-1], expected), name
+        if cfg.get('train_dataloader') and family == 'imagenet':
+            dataset = cfg.train_dataloader.dataset
+            assert shown((dataset.get('dataset') or dataset).pipeline, image, tmp_path).shape[:2] == view.size, name
+
+
+def test_a_recipe_for_its_own_encoder_keeps_its_pipelines(tmp_path):
+    checkpoint, spec = core.prepare_encoder('random', 'digits', tmp_path, seed=0)
+    for name, (cfg, recipe) in configs('digits', checkpoint, spec, tmp_path).items():
+        cfg, recipe = cfg.to_dict(), recipe.to_dict()
+        assert {key: value for key, value in cfg.items() if key != 'model'} == {key: recipe[key] for key in recipe if key != 'model'}, name
+
+
+def test_grey_images(tmp_path):
+    model = CAEViT(dict(embed_dims=24, num_layers=2, num_heads=3), img_size=32, patch_size=8, in_channels=1)
+    write_state_dict(tmp_path / 'grey.pth', model.state_dict(), metadata(model.spec))
+    with pytest.raises(ConfigError, match='nothing tells how images of 1 channels are normalised'):
+        configs('digits', 'grey.pth', model.spec, tmp_path)
+    spec = model.spec.replaced(view=ViewSpec(mean=(127.5,), std=(60.0,), size=(32, 32)))
+    cfg, _ = configs('digits', 'grey.pth', spec, tmp_path)['linear']
+    assert cfg.data_preprocessor.mean == [127.5] and not cfg.data_preprocessor.to_rgb
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    assert shown(cfg.test_dataloader.dataset.pipeline, image, tmp_path).shape == (32, 32, 1)
+    with pytest.raises(ConfigError, match='works on RGB'):
+        configs('imagenet', 'grey.pth', spec, tmp_path)
