@@ -27,8 +27,11 @@ def test_pretrain_step(run_tool, tmp_path):
     ratios = written['ours_vs_mmpretrain']
     assert set(ratios) == {'throughput', 'peak_memory', 'throughput_bf16'} and all(value > 0 for value in ratios.values())
     contenders = ['mmpretrain', 'mmcae', 'mmcae bf16', 'mmcae bf16, tokenizer too']
-    assert [row['contender'] for row in rows] == [*contenders, 'mmcae', 'mmcae bf16']
-    assert [row['masked'] for row in rows] == [0.5] * 4 + [0.75] * 2
+    halves = ['mmcae, plain', 'mmcae, complementary']
+    assert [row['contender'] for row in rows] == [*contenders, 'mmcae', 'mmcae bf16', *halves]
+    assert [row['masked'] for row in rows] == [0.5] * 4 + [0.75] * 2 + [0.5] * 2
+    ratio = written['complementary_vs_plain']
+    assert set(ratio) == {'predictions_per_second', 'peak_memory_per_prediction'} and all(value > 0 for value in ratio.values())
     assert all(len(times) == 2 for times in written['seconds'].values())
     parts = ('tokenizer', 'encoder', 'target', 'regressor', 'decoder', 'loss', 'backward', 'optimizer')
     for row in rows[:4]:

@@ -42,7 +42,7 @@ def build_all(args, contenders, tokenizer):
     return models
 
 
-def build(args, ours, dtype, tokenizer=None, tokenizer_dtype=None, compile=False):
+def build(args, ours, dtype, tokenizer=None, tokenizer_dtype=None, compile=False, complementary=False):
     """A model with random weights in training mode, and its optimizer wrapper, as the config of either framework has them."""
     from mmengine.logging import MMLogger
     from mmengine.optim import build_optim_wrapper
@@ -57,6 +57,8 @@ def build(args, ours, dtype, tokenizer=None, tokenizer_dtype=None, compile=False
         DefaultScope.get_instance('benchmark', scope_name='mmpretrain')
         MMLogger.get_instance('benchmark', log_level='ERROR')  # a line for each frozen weight otherwise
     cfg = our_config(args, tokenizer, tokenizer_dtype) if ours else their_config(args)
+    if complementary:
+        cfg.model.complementary = True
     model = MODELS.build(cfg.model)
     if not ours:
         model.init_weights()

@@ -10,6 +10,9 @@ timed.
 
 The columns from `tokenizer` to `optimizer` are the split of a step in seconds, on a GPU of further steps that wait after each part: forward
 passes of the parts, the losses, the backward pass, and the update with its clipping. The rest (normalising pixels, logs) has no column.
+
+With half of the patches masked, ours is also timed with complementary masks: half of the images, each predicted twice, so that a step has
+as many predictions as the ordinary one.
 """
 
 import argparse
@@ -18,7 +21,20 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from contenders import OURS, PARTS, THEIRS, add_size_arguments, build, build_all, check, functions_of, make_batch, metered, step
+from contenders import (
+    OURS,
+    PARTS,
+    THEIRS,
+    add_size_arguments,
+    build,
+    build_all,
+    check,
+    functions_of,
+    make_batch,
+    masked_patches,
+    metered,
+    step,
+)
 from options import add_timing_options
 
 
@@ -73,6 +89,7 @@ def compare(args):
         others = sweep(args, models, device)
         del models
         memory = {name: timing.peak_memory(build_step, args, how, tokenizer, device=device) for name, how in contenders.items()}
+        complementary = compare_complementary(args, tokenizer, device)
 
     faster = {name: timing.ratio(times[THEIRS], times[name]) for name in contenders}
     rows = []
@@ -82,12 +99,15 @@ def compare(args):
         more = {'times mmpretrain': timing.show(faster[name]), 'of matrix rate': f'{used:.0%}', 'peak MiB': memory[name]}
         rows.append(row(args, name, args.mask_ratio, times[name], **more, **parts[name]))
     rows += [row(args, name, ratio, seconds) for (name, ratio), seconds in others.items()]
+    if complementary:
+        rows += [row(args, name, args.mask_ratio, seconds) for name, seconds in complementary['seconds'].items()]
     results = dict(
         ours_vs_mmpretrain=dict(
             throughput=faster[OURS]['median'],
             peak_memory=memory[OURS] / memory[THEIRS],
             throughput_bf16=faster[f'{OURS} bf16']['median'],
         ),
+        complementary_vs_plain=complementary and complementary['ratios'],
         throughput=faster,
         peak_memory_mib=memory,
         seconds=times,
@@ -121,9 +141,9 @@ def contenders_of(args):
     return contenders
 
 
-def build_step(args, how, tokenizer):
+def build_step(args, how, tokenizer, images=None):
     """A contender alone with random weights, for measuring its memory."""
-    return partial(step, *build(args, **how, tokenizer=tokenizer), make_batch(args, args.mask_ratio))
+    return partial(step, *build(args, **how, tokenizer=tokenizer), make_batch(args, args.mask_ratio, images))
 
 
 # ---------------------------------------------------------------- measurements
@@ -152,6 +172,33 @@ def time_steps(args, models, batch, device):
         take_turns(watched, rounds=3, device=device)
     medians = {name: {part: statistics.median(passed[part] for passed in several[1:]) for part in PARTS} for name, several in split.items()}
     return times, medians
+
+
+def compare_complementary(args, tokenizer, device):
+    """Ours with complementary masks against ours without, at equally many predictions a step; None where half of the patches is not masked.
+
+    Returns:
+        `seconds` of each, and `ratios`: `predictions_per_second`, and `peak_memory_per_prediction`.
+    """
+    import timing
+
+    patches = (args.img_size // 16) ** 2
+    if 2 * masked_patches(args, args.mask_ratio) != patches or args.batch_size % 2:
+        return None
+    plain = dict(ours=True, dtype=None)
+    contenders = {
+        f'{OURS}, plain': (plain, args.batch_size),
+        f'{OURS}, complementary': (dict(plain, complementary=True), args.batch_size // 2),
+    }
+    steps = {name: build_step(args, how, tokenizer, images) for name, (how, images) in contenders.items()}
+    seconds = timing.take_turns(steps, args.rounds, device, clock=args.clock)
+    del steps
+    memory = [timing.peak_memory(build_step, args, how, tokenizer, images, device=device) for how, images in contenders.values()]
+    ratios = dict(
+        predictions_per_second=timing.ratio(*seconds.values())['median'],
+        peak_memory_per_prediction=memory[1] / memory[0],
+    )
+    return dict(seconds=seconds, ratios=ratios)
 
 
 def sweep(args, models, device):
