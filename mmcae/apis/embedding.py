@@ -187,11 +187,24 @@ class Work:
     def __init__(self, encoder: nn.Module, view: View, images: Dataset, features: list[str], batch_size: int, amp: bool, dtype: str):
         self.encoder, self.view, self.images, self.features = encoder, view, images, features
         self.batch_size, self.amp, self.dtype = batch_size, amp, dtype
-        self.device = encoder.cls_token.device
+        self.device = next(encoder.parameters()).device
+        encoder.output = self.outputs  # all features by one pass
+        self.prefix = encoder.spec.num_prefix_tokens
+        if 'cls' in features and not self.prefix:
+            raise ConfigError("This encoder has no cls token: choose the features 'mean' or 'patch'")
         self.mean, self.std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (view.mean, view.std))
         tokens = prod(encoder.grid_of(view.size)) if 'patch' in features else 0
         row_bytes = (tokens + len(features)) * encoder.embed_dims * np.dtype(dtype).itemsize
         self.rows = max(1, min(PIECE_ROWS, PIECE_BYTES // row_bytes))
+
+    def outputs(self, x: Tensor, grid: tuple[int, int], last: bool) -> dict[str, Tensor]:
+        """Takes the place of the encoder's `output`: every feature of the tokens after the last block."""
+        found = {}
+        for name in self.features:
+            self.encoder.out_type = FEATURES[name]
+            output = type(self.encoder).output(self.encoder, x, grid, last)
+            found[name] = output[:, self.prefix :] if name == 'patch' else output
+        return found
 
     @property
     def pieces(self) -> range:
@@ -271,16 +284,8 @@ class Work:
         """Images (B, h, w, C) -> the features of each."""
         x = (images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() - self.mean) / self.std
         low = torch.bfloat16 if self.device.type == 'cpu' or torch.cuda.is_bf16_supported() else torch.float16
-        encoder = self.encoder
         with torch.autocast(self.device.type, low, enabled=self.amp):
-            x, grid = encoder.embed(x)
-            for block in encoder.blocks:
-                x = encoder.run(block, x, grid)
-            found = {}
-            for name in self.features:
-                encoder.out_type = FEATURES[name]
-                output = encoder.output(x, grid, last=True)
-                found[name] = output[:, 1:] if name == 'patch' else output
+            found = self.encoder(x)[-1]
         return {name: output.float().cpu().numpy().astype(self.dtype) for name, output in found.items()}
 
     def save(self, path: Path, made: list, bad: list):

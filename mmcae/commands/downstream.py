@@ -15,6 +15,7 @@ from ..utils.packaged import CONFIGS, SCOPE
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'test_cfg')
 CROPS = {'RandomResizedCrop': 'scale', 'MAERandomResizedCrop': 'size', 'CenterCrop': 'crop_size'}  # transform -> its argument of the size
+DECIDED = ('out_type', 'out_indices', 'frozen_stages', 'drop_path_rate', 'with_cp')  # arguments of the backbone that a protocol chooses
 RGB_ONLY = ('NumpyToPIL', 'RandAugment', 'RandomErasing')
 
 
@@ -60,13 +61,19 @@ def settings_for(cfg: Config, spec: EncoderSpec, checkpoint: str, origin: str) -
     own, view = cfg.model.backbone, spec.view or ViewSpec(size=spec.img_size)
     if min(to_2tuple(own.img_size)) < SMALL:
         view = replace(view, crop_pct=1.0)
-    backbone = dict(spec.config(), img_size=tuple(view.size), arch=dict(spec.config()['arch'], _delete_=True))
-    backbone['use_rel_pos_bias'] = spec.use_rel_pos_bias or own.get('use_rel_pos_bias', False)
-    backbone['layer_scale_init_value'] = (own.get('layer_scale_init_value') or 1.0) if spec.layer_scale else 0
+    backbone = {'_delete_': True, **spec.config()}
+    if tuple(view.size) != spec.img_size:
+        backbone['img_size'] = tuple(view.size)
+    if spec.type == 'CAEViT':
+        backbone['use_rel_pos_bias'] = spec.use_rel_pos_bias or own.get('use_rel_pos_bias', False)
+        backbone['layer_scale_init_value'] = (own.get('layer_scale_init_value') or 1.0) if spec.layer_scale else 0
+    backbone |= {name: own[name] for name in DECIDED if name in own}
+    if not spec.num_prefix_tokens and own.get('out_type', 'cls_token') == 'cls_token':
+        backbone['out_type'] = 'avg_featmap'
     if own.get('frozen_stages', -1) > 0:
         backbone['frozen_stages'] = spec.num_layers
     if own.get('init_cfg'):
-        backbone['init_cfg'] = dict(checkpoint=str(checkpoint))
+        backbone['init_cfg'] = dict(own.init_cfg, checkpoint=str(checkpoint))
     model = dict(backbone=backbone)
     if cfg.model.get('neck'):
         model['neck'] = dict(input_features=spec.embed_dims)
