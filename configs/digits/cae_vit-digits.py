@@ -5,12 +5,12 @@ python tools/train.py configs/digits/cae_vit-digits.py
 
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/models/cae_vit-digits.py', '../_base_/runtimes/pretraining.py']
 
-# ---- modified often
+# ---- often changed
 max_iters = 1600
 base_lr = 2e-3
 tokenizer = 'work_dirs/tokenizer_digits/tokenizer.pth'  # made by tools/train.py configs/digits/tokenizer_digits.py
 
-# ---- modified sometimes
+# ---- possibly changed
 model = dict(target_generator=dict(checkpoint=tokenizer))
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -20,7 +20,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=max_iters // 20, end=max_iters, by_epoch=False)]
 
-# ---- the rest
+# ---- rarely changed
 train_cfg = dict(type='mmcae.IterBasedTrainLoop', max_iters=max_iters)
 default_hooks = dict(checkpoint=dict(by_epoch=False, interval=max_iters))
 log_processor = dict(by_epoch=False)

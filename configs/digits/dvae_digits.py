@@ -6,13 +6,13 @@ python tools/train.py configs/digits/cae_dvae_vit-digits.py
 
 _base_ = ['tokenizer_digits.py']
 
-# ---- modified often
+# ---- often changed
 vocab_size = 128
 max_iters = 2000
 batch_size = 64
 base_lr = 4e-3
 
-# ---- modified sometimes
+# ---- possibly changed
 model = dict(
     _delete_=True,
     type='mmcae.DiscreteVAE',
@@ -22,7 +22,7 @@ model = dict(
     code_dim=16,
 )
 
-# ---- the rest
+# ---- rarely changed
 train_dataloader = dict(batch_size=batch_size)
 train_cfg = dict(max_iters=max_iters)
 optim_wrapper = dict(optimizer=dict(lr=base_lr))

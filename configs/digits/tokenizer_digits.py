@@ -5,17 +5,17 @@ python tools/train.py configs/digits/tokenizer_digits.py
 
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/runtimes/pretraining.py']
 
-# ---- modified often
+# ---- often changed
 vocab_size = 64  # and num_outputs of the pretraining's decoder
 max_iters = 150
 
-# ---- modified sometimes
+# ---- possibly changed
 model = dict(type='mmcae.PatchCodebook', vocab_size=vocab_size, patch_size=8)
 data_preprocessor = None  # the tokenizer's own: pixels in [0, 1]
 optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.02))
 param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=0, end=max_iters, by_epoch=False)]
 
-# ---- the rest
+# ---- rarely changed
 train_pipeline = [
     dict(type='mmcae.LoadImage', cache=True),
     dict(

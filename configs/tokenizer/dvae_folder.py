@@ -13,7 +13,7 @@ the vocabulary in use (should approach 1); `perplexity`, to how many equally fre
 
 _base_ = ['../_base_/runtimes/pretraining.py']
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/images/'
 ann_file = ''  # a text file of paths, one a line, instead of all images in the folder
 vocab_size = 8192  # 512 to 8192; fewer for small or uniform collections
@@ -22,7 +22,7 @@ in_channels = 3  # 1 for grey; others for TIFF files with so many channels
 batch_size = 64  # per GPU; base_lr is for 64 in all, see auto_scale_lr
 base_lr = 1e-3
 
-# ---- modified sometimes
+# ---- possibly changed
 image_size = 112  # of the tokenizer's view, or (height, width): 8 pixels for each patch of the encoder
 crop_scale = (0.08, 1.0)
 resize_backend = 'torch'  # 'pillow' for the very pixels of the authors' pipeline, at half the speed: they differ by rounding
@@ -36,7 +36,7 @@ model = dict(
     in_channels=in_channels,
 )
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Put your images there, in any tree of folders, or name their folder: --cfg-options data_root=/path/to/images'
 train_dataloader = dict(
     batch_size=batch_size,

@@ -1,18 +1,18 @@
 """Embedded digits as a class tree, 32x32: train on all or a few labels, tune on val, publish test."""
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/digits/classification/'
 labels = 1.0  # share of the training labels (0.01, 0.1, 1.0), or a whole number of them (100, 500, 2000), balanced over the classes
 batch_size = 128
 test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
 
-# ---- modified sometimes
+# ---- possibly changed
 num_workers = 1
 data_preprocessor = dict(num_classes=10, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
 train_dataloader = dict(
     batch_size=batch_size,

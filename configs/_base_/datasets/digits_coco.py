@@ -1,11 +1,11 @@
 """Embedded digit scenes, 96x96, as COCO instances: 1 to 4 digits each, boxes and masks of the visible part. For IterBasedTrainLoop."""
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/digits/'
 batch_size = 16
 test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
 
-# ---- modified sometimes
+# ---- possibly changed
 num_workers = 1
 image_size = (96, 96)
 train_pipeline = [
@@ -21,7 +21,7 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
 metainfo = dict(
     classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),

@@ -4,13 +4,13 @@ The scenes of detection and segmentation are left out on purpose: measured, a qu
 points of kNN accuracy on tiles and gains nothing on scenes. digits_pretrain_scenes.py has them.
 """
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/digits/pretrain/'
 batch_size = 128
 mask_ratio = 0.7
 crop_scale = (0.5, 1.0)
 
-# ---- modified sometimes
+# ---- possibly changed
 image_size = 32
 patch_size = 8
 cache_images = True
@@ -27,7 +27,7 @@ data_preprocessor = dict(
     to_rgb=False,  # mmcae.LoadImage gives RGB
 )
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
 # No flip: a mirrored digit is another sign, or none.
 train_pipeline = [

@@ -3,13 +3,13 @@
 The encoder sees the grids of classification, segmentation and detection; every batch comes from one of the three sources.
 """
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/digits/pretrain/'
 batch_sizes = [128, 32, 14]  # tiles, scenes64, scenes96: about the same number of tokens in each, so the steps take equally long
 mask_ratio = 0.7
 crop_scale = (0.5, 1.0)
 
-# ---- modified sometimes
+# ---- possibly changed
 patch_size = 8
 cache_images = True  # 25,000 small images: decoding would cost more than everything else
 num_workers = 1
@@ -24,7 +24,7 @@ data_preprocessor = dict(
     to_rgb=False,  # mmcae.LoadImage gives RGB
 )
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
 # No flip: a mirrored digit is another sign, or none.
 tiles_pipeline = [

@@ -1,16 +1,16 @@
 """Embedded digit scenes, 64x64, with label maps: 0 is background, 1 to 10 are the digits 0 to 9. For IterBasedTrainLoop."""
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/digits/'
 batch_size = 16
 test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
 
-# ---- modified sometimes
+# ---- possibly changed
 num_workers = 1
 train_pipeline = [dict(type='LoadImageFromFile'), dict(type='mmcae.LoadLabelMap'), dict(type='PackSegInputs')]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='mmcae.LoadLabelMap'), dict(type='PackSegInputs')]
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Prepare it with: python tools/dataset_converters/make_digit_scenes.py --out data/digits'
 metainfo = dict(
     classes=('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9'),

@@ -3,14 +3,14 @@
 Labels are not used: all images below train/ are, whatever folders they are in.
 """
 
-# ---- modified often
+# ---- often changed
 data_root = 'data/imagenet/'
 batch_size = 64  # per GPU; the paper trains on 32
 num_masked = 98
 crop_scale = (0.08, 1.0)
 reduced_decoding = False  # JPEGs far larger than a view are decoded no finer than it needs: faster, pixels differ a little
 
-# ---- modified sometimes
+# ---- possibly changed
 num_workers = 8
 resize_backend = 'torch'  # 'pillow' for the very pixels of the authors' pipeline, at half the speed: they differ by rounding
 data_preprocessor = dict(
@@ -24,7 +24,7 @@ data_preprocessor = dict(
     to_rgb=False,  # mmcae.LoadImage gives RGB
 )
 
-# ---- the rest
+# ---- rarely changed
 data_preparation = 'Put ImageNet-1k there, its training images in train/<class>/*.JPEG, or set data_root to where it is.'
 crop = dict(type='mmcae.TwoViewCrop', size=224, second_size=112, scale=crop_scale, backend=resize_backend)
 train_pipeline = [
