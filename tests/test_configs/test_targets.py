@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,7 +14,7 @@ from mmpretrain.structures import DataSample
 from safetensors.torch import save_file
 
 import mmcae.datasets  # noqa: F401
-from mmcae.models import CAE, DiscreteVAE
+from mmcae.models import CAE, CAEv2, DiscreteVAE
 from mmcae.registry import MODELS
 from mmcae.utils.configs.loading import load_config
 
@@ -81,3 +82,19 @@ def test_digits(target, outputs, weights):
         model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     assert type(model.target_generator).__name__ == TARGETS[target][0] and model.decoder.head.out_features == outputs
     model.check_sample([torch.zeros(3, 32, 32)] * 2, DataSample().set_mask(torch.eye(4, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize('name', ['digits', 'fashion'])
+def test_cae_v2_of_the_small_data_sets(name):
+    """With the encoder of their CAE as teacher; then with complementary masks."""
+    for changes in ([], ['complementary=True', 'mask_ratio=0.5', "supervise=['masked']"]):
+        cfg = load_config(CONFIGS / f'{name}/cae_v2_vit-{name}.py', changes)
+        assert cfg.model.target_generator.checkpoint == f'work_dirs/cae_vit-{name}/iter_1600.pth'
+        cfg.model.target_generator.checkpoint = None
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+            sample = Compose(cfg.train_pipeline[1:])(dict(img=np.full((40, 40, 3), 7, np.uint8)))
+        assert isinstance(model, CAEv2) and model.complementary == bool(changes) and model.target_generator.loss_kind == 'cosine'
+        model.check_sample(sample['inputs'], sample['data_samples'])
+        data = dict(inputs=[view[None] for view in sample['inputs']], data_samples=[sample['data_samples']])
+        assert model(**model.data_preprocessor(data), mode='loss')['loss_main'].isfinite()
