@@ -5,7 +5,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo demo-full test fuzz lint format clean environment
+.PHONY: help demo demo-full test fuzz lint format clean environment package package-check matrix
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,9 @@ help:
 	@echo 'make demo-full   the same from three seeds and for every encoder: the published table'
 	@echo 'make test        lint and all tests (WORKERS=$(WORKERS) at a time)'
 	@echo 'make fuzz        random checkpoint files against the reader, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
+	@echo 'make package     write wheel and source package into dist/'
+	@echo 'make package-check  install each into an empty environment and run its commands there (about 10 minutes)'
+	@echo 'make matrix      install the wheel on every Python that is found, and run its commands'
 	@echo 'make lint        ruff, without changing anything'
 	@echo 'make format      let ruff format the code and fix what it can'
 	@echo 'make clean       remove caches and build output; work_dirs/, data/ and $(VENV) stay'
@@ -33,6 +36,15 @@ test: environment lint
 
 fuzz: environment
 	MMCAE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m pytest tests/test_checkpoints/test_fuzz.py
+
+package: environment
+	$(RUN) -c "import setuptools.build_meta as backend; backend.build_sdist('dist'), backend.build_wheel('dist')"
+
+package-check: environment
+	$(RUN) tests/test_package/check.py
+
+matrix: environment
+	$(RUN) tests/test_package/check.py --kinds wheel --pythons all
 
 lint: environment
 	$(RUN) -m ruff check .

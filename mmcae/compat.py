@@ -5,32 +5,62 @@ The only file that knows about either. Importing mmcae runs nothing of it: tools
 
 import atexit
 import importlib
-import importlib.util
 import re
 import sys
 import time
+import warnings
+from importlib import metadata
+from importlib.util import find_spec
 from unittest import mock
 
 from .utils.errors import DependencyError
+from .utils.packaged import TOOLS
 
-# Import name -> (what to install, lowest version, first version that does not work any more). The same for the official packages and the
-# OneDL forks, which share the import names; mmcv alone has a gap between the two.
+# What the core runs on, and what detection and segmentation add. Import name -> (what to install, lowest version, first version that does
+# not work any more). The same for the official packages and the OneDL forks, which share the import names; mmcv alone has a gap between
+# the two.
 LIBRARIES = {
     'torch': ('torch', '2.6', None),
-    'torchvision': ('torchvision', '0.19', None),
+    'torchvision': ('torchvision', '0.21', None),
     'mmengine': ('mmengine', '0.10.7', '1.0'),
-    'mmcv': ('mmcv', '2.1', None),
+    'mmcv': ('mmcv-lite', '2.1', None),
     'mmpretrain': ('mmpretrain', '1.2.0', '2.0'),
+    'timm': ('timm', '1.0.20', None),
     'mmdet': ('mmdet', '3.3.0', '4.0'),
     'mmseg': ('mmsegmentation', '1.2.2', '2.0'),
-    'timm': ('timm', '1.0.20', None),
 }
 MMCV_GAP = ('2.2', '2.3')  # mmcv 2.2 is refused by mmdet 3.3 and mmsegmentation 1.2; OneDL's forks start at 2.3
+# What only some tasks need: import name -> the extra of mmcae that installs it.
+EXTRAS = {
+    'mmdet': 'detection',
+    'pycocotools': 'detection',
+    'mmseg': 'segmentation',
+    'ftfy': 'segmentation',
+    'regex': 'segmentation',
+    'tifffile': 'slides',
+    'tensorboard': 'logging',
+    'deepspeed': 'deepspeed',
+}
+# Packages that are called otherwise than what is imported from them.
+PACKAGES = {
+    'cv2': 'opencv-python-headless',
+    'pkg_resources': '"setuptools<81"',
+    'sklearn': 'scikit-learn',
+    'PIL': 'pillow',
+    'skimage': 'scikit-image',
+    'yaml': 'pyyaml',
+}
+# Packages that share files: uninstalling one takes files of another away, and of two stacks the one installed last overwrites the other.
+SHARED_FILES = {
+    'mmengine': ('mmengine', 'onedl-mmengine'),
+    'mmcv': ('mmcv-lite', 'mmcv', 'onedl-mmcv'),
+    'mmpretrain': ('mmpretrain', 'onedl-mmpretrain'),
+    'mmdet': ('mmdet', 'onedl-mmdetection'),
+    'mmseg': ('mmsegmentation', 'onedl-mmsegmentation'),
+    'cv2': ('opencv-python', 'opencv-python-headless', 'opencv-contrib-python', 'opencv-contrib-python-headless'),
+}
 # Optional. mmengine's strategy for it was written for 0.9 to 0.16; with 0.19 it fails.
-DEEPSPEED, DEEPSPEED_RANGE = 'deepspeed==0.16.9', ((0, 16, 9), (0, 17))
-EVERYTHING = (
-    '`make test` builds an environment with everything in it; requirements/constraints.txt lists the versions that were tested together'
-)
+DEEPSPEED_RANGE = ((0, 16, 9), (0, 17))
 # Debian's names of the packages that hold what OpenCV's wheel with a graphical interface links to.
 SYSTEM_PACKAGES = {
     'libGL.so.1': 'libgl1',
@@ -38,6 +68,7 @@ SYSTEM_PACKAGES = {
     'libgthread-2.0.so.0': 'libglib2.0-0',
     'libglib-2.0.so.0': 'libglib2.0-0',
 }
+HEADLESS = 'pip install --force-reinstall --no-deps opencv-python-headless'
 
 
 def check_environment():
@@ -68,33 +99,125 @@ def require(library):
     Raises:
         DependencyError: It is missing, cannot be imported, or has a version that does not work.
     """
-    package, lowest, too_new = LIBRARIES[library]
+    _, lowest, too_new = LIBRARIES[library]
     try:
         module = importlib.import_module(library)
     except ImportError as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
         reason = 'is not installed' if missing == library else f'cannot be imported ({error})'
-        raise DependencyError(
-            f'{library} {reason}. Remedy: pip install "{missing or package}{_range(library, missing)}". {EVERYTHING}'
-        ) from error
+        raise DependencyError(f'{library} {reason}. Remedy: {damage(library) or how_to_install(missing or library)}') from error
     except RuntimeError as error:
-        if library != 'torchvision' or 'operator torchvision::nms does not exist' not in str(error):
+        if 'operator torchvision::nms does not exist' not in str(error):
             raise
         raise DependencyError(
             'torchvision is of another build than torch (CUDA beside CPU) and cannot be imported. Remedy: install both from one index, or '
-            'run python tools/fit_torchvision.py'
+            f'run python {TOOLS / "fit_torchvision.py"}'
         ) from error
     except AssertionError as error:  # how the OpenMMLab packages refuse each other's versions
-        raise DependencyError(f'{library} refuses its neighbours: {error} {EVERYTHING}') from error
+        raise DependencyError(f'{library} refuses its neighbours: {error}') from error
+    if not hasattr(module, '__version__'):  # folders that an uninstalled package has left are a module without content
+        raise DependencyError(f'{library} is not whole. Remedy: {damage(library) or how_to_install(library)}')
     version = _parse(module.__version__)
     gap = library == 'mmcv' and _parse(MMCV_GAP[0]) <= version < _parse(MMCV_GAP[1])
     if version < _parse(lowest) or gap or (too_new and version >= _parse(too_new)):
-        raise DependencyError(
-            f'{library} {module.__version__} does not work here. Remedy: pip install "{package}{_range(library)}". {EVERYTHING}'
-        )
-    if library in ('mmdet', 'mmseg') and importlib.util.find_spec('mmcv._ext') is None:
-        raise DependencyError(f'{library} needs the compiled operators of mmcv, and this mmcv has none (mmcv-lite?). {EVERYTHING}')
+        raise DependencyError(f'{library} {module.__version__} does not work here. Remedy: pip install "{_requirement(library)}"')
+    if library in ('mmdet', 'mmseg'):
+        require_operators(library)
     return module
+
+
+def require_operators(library):
+    """Check that the operators of mmcv are there and fit torch.
+
+    Args:
+        library (str): What needs them, for the message.
+
+    Raises:
+        DependencyError: They are missing (mmcv-lite has none, or mmcv was built without torch), or were compiled for another torch.
+    """
+    try:
+        importlib.import_module('mmcv._ext')
+    except ImportError as error:
+        absent = isinstance(error, ModuleNotFoundError)
+        reason = 'which are not installed (mmcv-lite has none)' if absent else f'which do not fit torch ({error})'
+        raise DependencyError(f'{library} needs the compiled operators of mmcv, {reason}. Remedy: {how_to_install("mmcv._ext")}') from error
+
+
+def how_to_install(name):
+    """The command that installs what is missing.
+
+    Args:
+        name (str): As in an import, such as 'tifffile' or 'mmcv._ext'.
+
+    Returns:
+        str: Such as 'pip install "mmcae[slides]"'.
+    """
+    library = name.split('.')[0]
+    if name.startswith(('mmcv._ext', 'mmcv.ops')):
+        if installed('onedl-mmcv'):
+            return 'pip install --force-reinstall --no-deps --no-build-isolation onedl-mmcv'
+        return f'python {TOOLS / "build_mmcv.py"}'
+    if library in ('mmdet', 'mmseg') and find_spec('mmcv') and not find_spec('mmcv._ext'):
+        return f'pip install "mmcae[{EXTRAS[library]}]" && {how_to_install("mmcv._ext")}'
+    if library in EXTRAS:
+        return f'pip install "mmcae[{EXTRAS[library]}]"'
+    if library in LIBRARIES:
+        return f'pip install "{_requirement(library)}"'
+    return f'pip install {PACKAGES.get(library, library)}'
+
+
+def import_extra(name, purpose):
+    """Import a library that only some tasks need.
+
+    Args:
+        name (str): As in an import.
+        purpose (str): What needs it, as the beginning of a message: 'Images of 5 channels'.
+
+    Returns:
+        module: The library.
+
+    Raises:
+        DependencyError: It cannot be imported; names the purpose and the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise DependencyError(f'{purpose}: {name} cannot be imported ({error}). Remedy: {how_to_install(name)}') from error
+
+
+def installed(package):
+    """The version of an installed package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def damage(library):
+    """How to repair packages that have taken each other's files.
+
+    Args:
+        library (str): An import name.
+
+    Returns:
+        str: The commands, or '' where nothing is damaged.
+    """
+    there = [package for package in SHARED_FILES.get(library, (library,)) if installed(package)]
+    forks = [package for package in there if package.startswith('onedl-')]
+    if forks and there != forks:
+        others = ' '.join(package for package in there if package not in forks)
+        return (
+            f'pip uninstall -y {others} && pip install --force-reinstall --no-deps --no-build-isolation {forks[0]} '
+            f'({others} and {forks[0]} overwrite each other)'
+        )
+    for package in there:
+        files = metadata.files(package) or ()
+        if any(file.suffix in ('.py', '.so') and not file.locate().exists() for file in files):
+            if package == 'mmcv':
+                return f'python {TOOLS / "build_mmcv.py"} (files of mmcv are missing)'
+            command = f'pip install --force-reinstall --no-deps {package}=={installed(package)}'
+            return f'{command} (files of {package} are missing; a package that shares them was uninstalled)'
+    return ''
 
 
 def _parse(version):
@@ -103,14 +226,12 @@ def _parse(version):
     return parse(version)
 
 
-def _range(library, missing=None):
-    """The versions that work, as pip writes them; nothing for a package that is only missing underneath."""
-    if missing and missing != library:
-        return ''
-    _, lowest, too_new = LIBRARIES[library]
+def _requirement(library):
+    """A package and the versions of it that work, as pip writes them."""
+    package, lowest, too_new = LIBRARIES[library]
     if library == 'mmcv':
-        return f'>={lowest},<{MMCV_GAP[0]}'
-    return f'>={lowest}' + (f',<{too_new}' if too_new else '')
+        too_new = MMCV_GAP[0]
+    return f'{package}>={lowest}' + (f',<{too_new}' if too_new else '')
 
 
 def require_opencv():
@@ -120,16 +241,17 @@ def require_opencv():
         DependencyError: OpenCV is missing or cannot be loaded.
     """
     try:
-        import cv2  # noqa: F401
+        import cv2
     except ImportError as error:
         library = re.search(r'lib[\w.+-]+\.so[.\d]*', str(error))
         if not library:
-            raise DependencyError(f'OpenCV cannot be imported ({error}). Remedy: pip install opencv-python-headless') from error
+            raise DependencyError(f'OpenCV cannot be imported ({error}). Remedy: {damage("cv2") or HEADLESS}') from error
         package = SYSTEM_PACKAGES.get(library[0], 'libgl1 libglib2.0-0 libxcb1')
         raise DependencyError(
-            f'OpenCV needs the system library {library[0]}. Remedy on Debian and Ubuntu: apt-get install {package}; '
-            'or, without root: pip uninstall opencv-python && pip install opencv-python-headless'
+            f'OpenCV needs the system library {library[0]}. Remedy: {HEADLESS}; or, as root on Debian and Ubuntu: apt-get install {package}'
         ) from error
+    if not hasattr(cv2, '__version__'):
+        raise DependencyError(f'OpenCV is not whole. Remedy: {damage("cv2") or HEADLESS}')
 
 
 def require_deepspeed():
@@ -138,7 +260,7 @@ def require_deepspeed():
     Raises:
         DependencyError: It is missing or does not work with mmengine's strategy.
     """
-    remedy = f'Remedy: pip install "{DEEPSPEED}" (the extra [deepspeed]), or another strategy, such as a config in configs/cae/ with fsdp'
+    remedy = f'Remedy: {how_to_install("deepspeed")}, or another strategy, such as a config in configs/cae/ with fsdp'
     try:
         import deepspeed
     except ImportError as error:
@@ -150,14 +272,17 @@ def require_deepspeed():
 def import_mmpretrain():
     """Import mmpretrain's models without mmdet, which they import for the sake of one layer for detectors if it is there.
 
-    A third of the time that a process takes to start is saved. Whatever asks for mmdet later gets it as usual.
+    A third of the time that a process takes to start is saved. Whatever asks for mmdet later gets it as usual. Without the operators of
+    mmcv, mmpretrain warns of the layers that need them; none of ours does.
     """
     require('mmpretrain')
     if 'mmdet' in sys.modules or 'mmpretrain.models' in sys.modules:
         return
     sys.modules['mmdet'] = None
     try:
-        importlib.import_module('mmpretrain.models')
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='.*MultiScaleDeformableAttention')
+            importlib.import_module('mmpretrain.models')
     finally:
         del sys.modules['mmdet']
 

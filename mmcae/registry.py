@@ -7,6 +7,10 @@
 from importlib import import_module
 
 from mmengine import registry as parent
+from mmengine.config.utils import MODULE2PACKAGE
+
+# mmengine finds configs such as 'mmcae::cae/NAME.py' in the packages of this table only.
+MODULE2PACKAGE.setdefault('mmcae', 'mmcae')
 
 RUNNERS = parent.Registry('runner', parent=parent.RUNNERS, scope='mmcae', locations=['mmcae.engine'])
 MODELS = parent.Registry('model', parent=parent.MODELS, scope='mmcae', locations=['mmcae.models'])

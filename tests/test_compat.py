@@ -46,7 +46,7 @@ def test_importing_changes_nothing():
 @pytest.mark.parametrize(
     ('failure', 'error', 'message'),
     [
-        (RuntimeError('operator torchvision::nms does not exist'), DependencyError, 'another build than torch .* tools/fit_torchvision.py'),
+        (RuntimeError('operator torchvision::nms does not exist'), DependencyError, 'another build than torch .*tools/fit_torchvision.py'),
         (RuntimeError('something else'), RuntimeError, 'something else'),
     ],
 )
@@ -79,10 +79,13 @@ def test_our_types_are_found_without_importing_mmcae():
     assert code == 0, output
 
 
-@pytest.mark.parametrize('library', ['mmengine', 'mmcv', 'mmdet', 'mmpretrain'])
-def test_missing_library_is_named_with_the_remedy(monkeypatch, library):
+@pytest.mark.parametrize(
+    ('library', 'package'),
+    [('mmengine', 'mmengine>='), ('mmcv', 'mmcv-lite>=2.1,<2.2"$'), ('mmdet', r'mmcae\[detection\]"'), ('timm', 'timm>=')],
+)
+def test_missing_library_is_named_with_the_remedy(monkeypatch, library, package):
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(DependencyError, match=f'{library} is not installed. Remedy: pip install "{library}>='):
+    with pytest.raises(DependencyError, match=f'{library} is not installed. Remedy: pip install "{package}'):
         compat.require(library)
 
 
@@ -93,7 +96,7 @@ def test_library_that_lacks_one_underneath(monkeypatch):
         raise ModuleNotFoundError("No module named 'ftfy'", name='ftfy')
 
     monkeypatch.setattr(compat.importlib, 'import_module', without_ftfy)
-    with pytest.raises(DependencyError, match='mmseg cannot be imported .*Remedy: pip install "ftfy"'):
+    with pytest.raises(DependencyError, match=r'mmseg cannot be imported .*Remedy: pip install "mmcae\[segmentation\]"'):
         compat.require('mmseg')
 
 
@@ -118,20 +121,70 @@ def test_versions(monkeypatch, library, version, works):
             compat.require(library)
 
 
-def test_mmcv_without_operators(monkeypatch):
-    pytest.importorskip('mmdet')
-    find_spec = compat.importlib.util.find_spec
-    monkeypatch.setattr(compat.importlib.util, 'find_spec', lambda name: None if name == 'mmcv._ext' else find_spec(name))
-    with pytest.raises(DependencyError, match='compiled operators of mmcv'):
-        compat.require('mmdet')
+@pytest.mark.parametrize(
+    ('failure', 'reason'),
+    [
+        (ModuleNotFoundError("No module named 'mmcv._ext'", name='mmcv._ext'), 'are not installed'),
+        (ImportError('undefined symbol: _ZN3c10'), r'do not fit torch \(undefined symbol'),
+    ],
+)
+@pytest.mark.parametrize('library', ['mmdet', 'mmseg'])
+def test_mmcv_without_operators(monkeypatch, library, failure, reason):
+    """mmcv-lite, or an mmcv that was compiled against another torch."""
+    import_module = compat.importlib.import_module
+
+    def without_operators(name):
+        if name == 'mmcv._ext':
+            raise failure
+        return import_module(name)
+
+    pytest.importorskip(library)
+    monkeypatch.setattr(compat.importlib, 'import_module', without_operators)
+    with pytest.raises(DependencyError, match=f'{library} needs the compiled operators of mmcv, which {reason}.*: python .*build_mmcv.py'):
+        compat.require(library)
+
+
+def test_command_for_an_extra_adds_the_operators_that_are_missing(monkeypatch):
+    assert compat.how_to_install('mmdet.apis') == 'pip install "mmcae[detection]"'
+    find_spec = compat.find_spec
+    monkeypatch.setattr(compat, 'find_spec', lambda name: None if name == 'mmcv._ext' else find_spec(name))
+    assert compat.how_to_install('mmdet') == f'pip install "mmcae[detection]" && python {compat.TOOLS / "build_mmcv.py"}'
+    assert compat.how_to_install('tifffile') == 'pip install "mmcae[slides]"'
+
+
+def packages(monkeypatch, tmp_path, **files):
+    """Installed packages, a name with `_` for `-`, and which of their files exist."""
+
+    class File(type(tmp_path)):
+        def locate(self):
+            return self
+
+    found = {}
+    for name, (there, missing) in files.items():
+        for file in there:
+            (tmp_path / file).touch()
+        found[name.replace('_', '-')] = [File(tmp_path / file) for file in (*there, *missing)]
+    monkeypatch.setattr(compat, 'installed', lambda package: '1.0' if package in found else None)
+    monkeypatch.setattr(compat.metadata, 'files', found.get)
+
+
+def test_packages_that_share_files(monkeypatch, tmp_path):
+    packages(monkeypatch, tmp_path, mmcv=(('a.py',), ()), mmcv_lite=(('b.py',), ()))
+    assert not compat.damage('mmcv')
+    packages(monkeypatch, tmp_path, mmcv=(('a.py',), ('_ext.so',)))
+    assert compat.damage('mmcv').startswith('python') and 'files of mmcv are missing' in compat.damage('mmcv')
+    packages(monkeypatch, tmp_path, opencv_python_headless=((), ('cv2.so',)))
+    assert compat.damage('cv2').startswith('pip install --force-reinstall --no-deps opencv-python-headless==1.0 (')
+    packages(monkeypatch, tmp_path, mmengine=(('a.py',), ()), onedl_mmengine=(('b.py',), ()))
+    assert compat.damage('mmengine').startswith('pip uninstall -y mmengine && pip install --force-reinstall --no-deps ')
 
 
 @pytest.mark.parametrize(
     ('failure', 'remedy'),
     [
-        ('libGL.so.1: cannot open shared object file: No such file or directory', 'apt-get install libgl1;'),
-        ('libxcb.so.1: cannot open shared object file: No such file or directory', 'apt-get install libxcb1;'),
-        ('DLL load failed', 'pip install opencv-python-headless'),
+        ('libGL.so.1: cannot open shared object file: No such file or directory', 'apt-get install libgl1$'),
+        ('libxcb.so.1: cannot open shared object file: No such file or directory', 'apt-get install libxcb1$'),
+        ('DLL load failed', 'no-deps opencv-python-headless$'),
     ],
 )
 def test_opencv_without_system_library(monkeypatch, failure, remedy):

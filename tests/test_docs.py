@@ -21,7 +21,7 @@ from mmcae.utils.configs.loading import last_checkpoint, load_config
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
 # What a command may begin with besides our own tools; how to install system packages, fetch the repository, look at things.
-OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'torchrun'}
+OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'torchrun', 'docker', 'mim', 'python3'}
 PLACEHOLDER = re.compile(r'[A-Z][A-Z_0-9]*')
 
 
@@ -120,10 +120,10 @@ def help_of(tool):
 
 
 def check_extras(arguments):
-    setup = (ROOT / 'setup.py').read_text()
-    for name in re.findall(r'\.\[([\w,]+)\]', ' '.join(arguments)):
+    extras = re.findall(r'^(\w+) = \{ file', (ROOT / 'pyproject.toml').read_text(), re.MULTILINE)
+    for name in re.findall(r'(?:\.|mmcae)\[([\w,]+)\]', ' '.join(arguments)):
         for extra in name.split(','):
-            assert f"'{extra}'" in setup, f'setup.py has no extra {extra}'
+            assert extra in extras, f'there is no extra {extra}'
 
 
 def test_the_readme_shows_the_two_commands():

@@ -5,9 +5,8 @@ bare Python, so it uses the standard library only. The recipe is the tested one:
 (CPU or CUDA), a torchvision that fits it, then mmcv compiled from its source package against exactly that torch, then the rest, then mmcae
 itself.
 
-The compiled mmcv is kept as a wheel in `$MMCAE_CACHE` (default: `~/.cache/mmcae`), in a folder named after Python, torch and platform,
-because pip's own cache does not know which torch a wheel was compiled against. pip is called as it is: its configuration files and
-environment variables (index, find-links, certificates, ...) hold.
+tools/build_mmcv.py keeps the compiled mmcv as a wheel in `$MMCAE_CACHE` (default: `~/.cache/mmcae`). pip is called as it is: its
+configuration files and environment variables (index, find-links, certificates, ...) hold.
 """
 
 import argparse
@@ -20,20 +19,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
-import tarfile
 import time
 import venv
 from pathlib import Path
 
+from build_mmcv import check_compiler
+
 ROOT = Path(__file__).resolve().parent.parent
 REQUIREMENTS = ROOT / 'requirements'
 CONSTRAINTS = REQUIREMENTS / 'constraints.txt'
-SUPPORTED = ((3, 10), (3, 12))
-# -g0 nearly halves the time to compile. CFLAGS replaces the defaults, so -DNDEBUG has to be said again. Measured at -O1 / -O2 / -O3 on the
-# operators that detection spends its time in (one thread): RoIAlign of 128 boxes with 256 channels 21 / 21 / 22 ms forward, 54 / 55 / 31
-# backward; NMS of 2,000 boxes 5 / 11 / 11 ms. Compiling RoIAlign takes 10.7 s at -O1, 11.7 s at -O3. It is training that takes long: -O3.
-MMCV_CFLAGS = '-O3 -g0 -DNDEBUG'
+INSTALLED = ('runtime', 'detection', 'segmentation', 'slides', 'logging', 'tests')  # of the files in requirements/
+SUPPORTED = ((3, 10), (3, 13))
 
 
 def main():
@@ -54,14 +50,10 @@ def check_machine():
     """Stop at once, with the remedy, where the build could only fail later."""
     if not SUPPORTED[0] <= sys.version_info[:2] <= SUPPORTED[1]:
         sys.exit(
-            f'mmcae needs Python 3.10 to 3.12, this is {sys.version.split()[0]} ({sys.executable}). '
+            f'mmcae needs Python 3.10 to 3.13, this is {sys.version.split()[0]} ({sys.executable}). '
             'Name another one: make demo PYTHON=python3.11'
         )
-    if not (os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or shutil.which('c++')):
-        sys.exit('No C++ compiler found; mmcv has to be compiled. Debian and Ubuntu: apt-get install g++ python3-dev')
-    header = Path(sysconfig.get_paths()['include']) / 'Python.h'
-    if not header.exists():
-        sys.exit(f'{header} is missing; mmcv has to be compiled. Debian and Ubuntu: apt-get install python3-dev')
+    check_compiler()
 
 
 class Environment:
@@ -85,7 +77,7 @@ class Environment:
             ('virtual environment', 'seconds', self.create),
             ('torch', 'half a minute, longer for a CUDA build', lambda: self.pip('-r', REQUIREMENTS / 'build.txt')),
             ('torchvision', 'seconds', self.install_torchvision),
-            ('mmengine', 'seconds', lambda: self.pip('mmengine')),
+            ('mmengine and mmcv-lite', 'seconds', lambda: self.pip('mmengine', 'mmcv-lite')),
             ('mmcv, compiled from source', 'about 6 minutes on 2 cores, seconds when cached', self.install_mmcv),
             ('mmdet, mmsegmentation, mmpretrain, timm and the rest', 'half a minute', self.install_the_rest),
             ('mmcae', 'seconds', lambda: self.pip('--no-deps', '--no-build-isolation', '-e', ROOT)),
@@ -143,7 +135,7 @@ class Environment:
     def fingerprint(self):
         """What the environment depends on: a change of any of it makes the next run go through the steps again."""
         digest = hashlib.sha256(sys.version.encode())
-        for file in sorted(REQUIREMENTS.glob('*.txt')) + [ROOT / 'setup.py']:
+        for file in sorted(REQUIREMENTS.glob('*.txt')) + [ROOT / 'pyproject.toml']:
             digest.update(file.read_bytes())
         return digest.hexdigest()
 
@@ -169,63 +161,16 @@ class Environment:
     def install_torchvision(self):
         """The one for this torch; tools/fit_torchvision.py looks whether pip has found it, and helps where it has not."""
         self.pip('torchvision')
-        self.run(ROOT / 'tools' / 'fit_torchvision.py', '--wheels', self.wheel_shelf())
+        shelf = self.ask(f'import sys; sys.path.insert(0, {str(ROOT / "tools")!r}); import build_mmcv; print(build_mmcv.wheel_shelf())')
+        self.run(ROOT / 'tools' / 'fit_torchvision.py', '--wheels', shelf)
+
+    def install_mmcv(self):
+        """The one whose operators are compiled against this torch, over the files of mmcv-lite."""
+        self.run(ROOT / 'tools' / 'build_mmcv.py')
 
     def install_the_rest(self):
         """Everything that needs no compiling."""
-        self.pip('-r', REQUIREMENTS / 'openmmlab.txt', '-r', REQUIREMENTS / 'runtime.txt', '-r', REQUIREMENTS / 'tests.txt')
-
-    def install_mmcv(self):
-        """Install mmcv from the wheel compiled for this machine, after compiling it if need be."""
-        shelf = self.wheel_shelf()
-        wheels = list(shelf.glob(f'mmcv-{pinned("mmcv")}-*.whl'))
-        self.pip('--no-deps', '--force-reinstall', wheels[0] if wheels else self.compile_mmcv(shelf))
-
-    def compile_mmcv(self, shelf):
-        """Compile mmcv's source package into a wheel on the shelf.
-
-        The sources stay beside it until the wheel is whole: an interrupted compilation goes on with the files that are left.
-        """
-        self.check_cuda_compiler()
-        workbench = shelf / 'source'
-        source = workbench / f'mmcv-{pinned("mmcv")}'
-        workbench.mkdir(parents=True, exist_ok=True)
-        if not source.exists():
-            self.pip_command(
-                'download', '--no-deps', '--no-build-isolation', '--no-binary', 'mmcv', '-c', CONSTRAINTS, '-d', workbench, 'mmcv'
-            )
-            unpack(next(workbench.glob('mmcv-*.tar.gz')), source)
-        environment = dict(os.environ, CFLAGS=os.environ.get('CFLAGS', MMCV_CFLAGS), MMCV_WITH_OPS='1')
-        environment.setdefault('MAX_JOBS', str(os.cpu_count() or 1))
-        options = ('-v', '--no-cache-dir', '--no-build-isolation', '--no-deps')
-        self.pip_command('wheel', *options, '-w', workbench, source, environment=environment)
-        wheel = next(workbench.glob('mmcv-*.whl'))
-        wheel = wheel.replace(shelf / wheel.name)
-        shutil.rmtree(workbench)
-        return wheel
-
-    def wheel_shelf(self):
-        """The folder for wheels compiled for this Python, this torch, this platform, and this kind of GPU if torch sees one."""
-        facts = self.ask(
-            'import sys, sysconfig, torch; '
-            'gpu = "cuda%d%d" % torch.cuda.get_device_capability() if torch.cuda.is_available() else "cpu"; '
-            'print(f"cp{sys.version_info[0]}{sys.version_info[1]}-torch{torch.__version__}-{sysconfig.get_platform()}-{gpu}")'
-        )
-        cache = Path(os.environ.get('MMCAE_CACHE') or Path.home() / '.cache' / 'mmcae')
-        return cache / 'wheels' / facts
-
-    def check_cuda_compiler(self):
-        """mmcv compiles its CUDA operators wherever torch sees a GPU; that takes nvcc."""
-        wanted = self.ask(
-            'import torch; from torch.utils.cpp_extension import CUDA_HOME; '
-            'print(torch.version.cuda or "") if torch.cuda.is_available() and CUDA_HOME is None else print("")'
-        )
-        if wanted:
-            sys.exit(
-                f"torch sees a GPU, but there is no nvcc to compile mmcv's CUDA operators with. Install the CUDA {wanted} "
-                'toolkit and set CUDA_HOME, then run the same command again; or hide the GPU with CUDA_VISIBLE_DEVICES= '
-                'for a CPU build.'
-            )
+        self.pip(*(part for name in INSTALLED for part in ('-r', REQUIREMENTS / f'{name}.txt')))
 
     def ask(self, script):
         """What a line of Python prints inside the environment."""
@@ -275,21 +220,6 @@ class Environment:
         if process.wait():
             sys.exit(''.join(tail) + f'\nThis command failed: {" ".join(command)}\nThe whole output is in {self.log}')
         print(f'      done in {time.time() - began:.0f} s', flush=True)
-
-
-def pinned(package):
-    """The version of a package that constraints.txt names."""
-    return re.search(rf'^{package}==(\S+)', CONSTRAINTS.read_text(), re.MULTILINE)[1]
-
-
-def unpack(archive, target):
-    """Unpack the one folder inside a .tar.gz to `target`, which is there in whole or not at all."""
-    scratch = target.with_suffix('.unpacking')
-    shutil.rmtree(scratch, ignore_errors=True)
-    with tarfile.open(archive) as tar:
-        tar.extractall(scratch, **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
-    next(scratch.iterdir()).rename(target)
-    scratch.rmdir()
 
 
 def describe(line):

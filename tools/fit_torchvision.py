@@ -10,10 +10,13 @@ they could not be loaded. A torchvision that fits is left alone. `make` calls th
 """
 
 import argparse
+import base64
+import hashlib
 import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -65,18 +68,30 @@ def repack(wheel, wheels):
         wheel (Path): As downloaded.
         wheels (Path): The folder for the new one.
     """
+    _, version, *tags = wheel.stem.split('-')
+    version = version.split('+')[0]
+    old, new = (f'torchvision-{number}.dist-info/' for number in (version, f'{version}+{LABEL}'))
+    changes = {
+        'torchvision/_meta_registrations.py': GUARD,
+        'torchvision/version.py': (r'^__version__ = .*', f"__version__ = '{version}+{LABEL}'"),
+        old + 'METADATA': (r'^Version: .*', f'Version: {version}+{LABEL}'),
+    }
+    records = []
     with tempfile.TemporaryDirectory(dir=wheels) as scratch:
-        run('wheel', 'unpack', '-d', scratch, wheel)
-        (root,) = Path(scratch).iterdir()
-        (old,) = root.glob('torchvision-*.dist-info')
-        version = old.name.removesuffix('.dist-info').split('-')[1].split('+')[0]
-        substitute(root / 'torchvision/_meta_registrations.py', *GUARD)
-        substitute(root / 'torchvision/version.py', r'^__version__ = .*', f"__version__ = '{version}+{LABEL}'")
-        substitute(old / 'METADATA', r'^Version: .*', f'Version: {version}+{LABEL}')
-        old.rename(root / f'torchvision-{version}+{LABEL}.dist-info')
-        run('wheel', 'pack', '-d', scratch, root)
-        (new,) = Path(scratch).glob('*.whl')
-        new.replace(wheels / new.name)
+        path = Path(scratch, '-'.join(['torchvision', f'{version}+{LABEL}', *tags]) + '.whl')
+        with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as target:
+            for entry in source.infolist():
+                if entry.filename == old + 'RECORD':
+                    continue
+                content = source.read(entry)
+                if entry.filename in changes:
+                    content = substitute(entry.filename, content, *changes[entry.filename])
+                entry.filename = entry.filename.replace(old, new)
+                target.writestr(entry, content)
+                digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip('=')
+                records.append(f'{entry.filename},sha256={digest},{len(content)}\n')
+            target.writestr(new + 'RECORD', ''.join([*records, f'{new}RECORD,,\n']))
+        path.replace(wheels / path.name)
 
 
 # The two lines, each a decorator.
@@ -86,12 +101,12 @@ GUARD = (
 )
 
 
-def substitute(path, pattern, replacement):
+def substitute(name, content, pattern, replacement):
     """Change the lines of a file that fit a pattern, of which there must be some."""
-    text, count = re.subn(pattern, replacement, path.read_text(), flags=re.MULTILINE)
+    text, count = re.subn(pattern, replacement, content.decode(), flags=re.MULTILINE)
     if not count:
-        sys.exit(f'torchvision has changed: no line of its {path.name} looks like {pattern}')
-    path.write_text(text)
+        sys.exit(f'torchvision has changed: no line of its {Path(name).name} looks like {pattern}')
+    return text.encode()
 
 
 def run(*command):

@@ -3,14 +3,15 @@
     mmcae doctor
     python -m mmcae.commands.doctor     # the same
 
-Exit code 0 if everything mmcae needs is there, else 1. It runs, above all, where nothing else does.
+Exit code 0 if everything that the core needs is there and nothing is broken, else 1. What only some tasks need may be absent; it is listed
+with the command that installs it. The report runs, above all, where `import mmcae` does not.
 """
 
-import functools
 import os
 import platform
 import shutil
 import sys
+from importlib.util import find_spec
 
 from .. import compat
 from ..utils.errors import DependencyError
@@ -25,29 +26,47 @@ def collect():
     found = [
         ('Python', f'{platform.python_version()} ({sys.executable})'),
         ('system', f'{platform.platform()}, {os.cpu_count()} cores'),
-        ('C++ compiler', os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or 'none (only needed to compile mmcv)'),
+        ('C++ compiler', os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or 'none (only compiling mmcv needs one)'),
     ]
     remedies = []
-    steps = [('OpenCV', compat.require_opencv, _opencv_version)]
-    for library in compat.LIBRARIES:
-        steps.append((library, functools.partial(compat.require, library), _describe))
-    for name, check, describe in steps:
-        try:
-            found.append((name, describe(check())))
-        except DependencyError as error:
-            found.append((name, 'NOT USABLE'))
-            remedies.append(str(error))
+    for name in ('cv2', *compat.LIBRARIES, *(name for name in compat.EXTRAS if name not in compat.LIBRARIES)):
+        finding, remedy = look_at(name)
+        found.append((name, finding))
+        if remedy:
+            remedies.append(remedy)
     return found, remedies
 
 
-def _opencv_version(_):
-    import cv2
+def look_at(name):
+    """What is found of one library.
 
-    return cv2.__version__
+    Args:
+        name (str): As in an import.
+
+    Returns:
+        tuple[str, str]: The finding, and the remedy, which is '' where nothing has to be done.
+    """
+    if name in compat.EXTRAS and find_spec(name) is None and not compat.damage(name):
+        return f'not installed; for {compat.EXTRAS[name]}: {compat.how_to_install(name)}', ''
+    try:
+        if name in compat.LIBRARIES:
+            compat.require(name)
+        elif name == 'cv2':
+            compat.require_opencv()
+        elif name == 'deepspeed':
+            compat.require_deepspeed()
+        else:
+            compat.import_extra(name, 'Optional')
+    except DependencyError as error:
+        return 'NOT USABLE', str(error)
+    damage = compat.damage(name)
+    return _describe(sys.modules[name]), f'{name} is damaged. Remedy: {damage}' if damage else ''
 
 
 def _describe(module):
-    text = f'{module.__version__} ({os.path.dirname(module.__file__)})'
+    text = f'{getattr(module, "__version__", "there")} ({os.path.dirname(module.__file__)})'
+    if module.__name__ == 'mmcv':
+        text += '; compiled operators' if find_spec('mmcv._ext') else '; no compiled operators (detection and segmentation need them)'
     if module.__name__ == 'torch':
         cuda = module.version.cuda
         if module.cuda.is_available():

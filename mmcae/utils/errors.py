@@ -13,14 +13,6 @@ import re
 import sys
 from contextlib import contextmanager, suppress
 
-# Packages that are called otherwise than what is imported from them.
-PACKAGES = {
-    'cv2': 'opencv-python-headless',
-    'mmseg': 'mmsegmentation',
-    'PIL': 'pillow',
-    'skimage': 'scikit-image',
-    'sklearn': 'scikit-learn',
-}
 REFUSED = 2  # the exit code of a tool that refuses its input, the same as argparse's
 
 
@@ -163,7 +155,7 @@ def _explain_missing_library(error):
     except DependencyError as reason:
         return str(reason)
     if isinstance(error, ModuleNotFoundError) and name:
-        return f'{error}, which something in the config or the command needs. Remedy: pip install {PACKAGES.get(name, name)}'
+        return f'{error}, which something in the config or the command needs. Remedy: {compat.how_to_install(error.name)}'
     return f'{type(error).__name__}: {error}. A library is missing, or does not fit the others: python -m mmcae.commands.doctor'
 
 
@@ -183,8 +175,15 @@ def _explain_unknown_type(error):
     match = re.match(r'(\S+) is not in the (?:\w+::)?[\w ]+ registry', text) or re.fullmatch(r'Failed to get (\S+)', text)
     if not match:
         return None
+    from .. import compat
     from .type_names import asked_registry, types_instead
 
+    library = match[1].partition('.')[0]
+    if library in compat.LIBRARIES:
+        try:
+            compat.require(library)
+        except DependencyError as reason:
+            return f"The config asks for type '{match[1]}': {reason}"
     return f"No registry knows type '{match[1]}', which the config asks for{types_instead(match[1], asked_registry(error.__traceback__))}"
 
 

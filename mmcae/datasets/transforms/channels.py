@@ -4,7 +4,8 @@ from io import BytesIO
 
 import numpy as np
 
-from ...utils.errors import DataError, DependencyError
+from ...compat import import_extra
+from ...utils.errors import DataError
 from .image_file import content_of, decoded
 from .sample_depth import Samples, in_range
 
@@ -29,10 +30,7 @@ def read_channels(path, channels, data=None, white=None):
         StorageError: It cannot be read for reasons that tell nothing about its content.
         DependencyError: tifffile is not installed.
     """
-    try:
-        import tifffile
-    except ImportError as error:
-        raise DependencyError(f'Images of {channels} channels are read by tifffile: pip install tifffile') from error
+    tifffile = import_extra('tifffile', f'Images of {channels} channels')
     if not str(path).lower().endswith(SUFFIXES):
         raise DataError(f'{path}: images of {channels} channels are read from TIFF files only ({", ".join(SUFFIXES)})')
     data = content_of(path) if data is None else data

@@ -25,6 +25,7 @@ from mmengine.config.utils import RemoveAssignFromAST
 from mmengine.runner import FlexibleRunner, Runner
 from mmengine.utils import import_modules_from_strings
 
+from ...compat import how_to_install
 from ..errors import ConfigError, InputError
 from ..packaged import packaged_base
 from ..text_files import has_mark, parse_json, parse_yaml, read_text
@@ -301,7 +302,7 @@ def import_custom_modules(wanted, path):
         import_modules_from_strings(**wanted)
     except (ImportError, TypeError) as error:
         cause = error.__context__ if isinstance(error.__context__, ImportError) else error
-        package = f' (pip install {cause.name.split(".")[0]})' if isinstance(cause, ModuleNotFoundError) else ''
+        package = f' ({how_to_install(cause.name)})' if isinstance(cause, ModuleNotFoundError) else ''
         raise ConfigError(
             f'{path}: custom_imports: {cause}. Install the package{package}, or put the folder of the module into PYTHONPATH'
         ) from error

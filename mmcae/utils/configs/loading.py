@@ -138,7 +138,8 @@ def check_loggers(cfg):
         name = kind.split('.')[-1] if isinstance(kind, str) else getattr(kind, '__name__', '')
         missing = [package for package in LOGGERS.get(name, ()) if find_spec(package) is None]
         if missing:
-            raise DependencyError(f'{name} in visualizer.vis_backends needs {" and ".join(missing)}: pip install {" ".join(missing)}')
+            commands = ' && '.join(compat.how_to_install(package) for package in missing)
+            raise DependencyError(f'{name} in visualizer.vis_backends needs {" and ".join(missing)}: {commands}')
 
 
 def _check_dataset(cfg, name):

@@ -229,7 +229,7 @@ def test_packages_of_loggers(config, monkeypatch, kind, alone):
     monkeypatch.setattr(config_module, 'find_spec', lambda name: None)
     backends = f"dict(type='{kind}')" if alone else f"[dict(type='LocalVisBackend'), dict(type='mmengine.{kind}')]"
     config.write_text(CONFIG + f"visualizer = dict(type='Visualizer', vis_backends={backends})\n")
-    with pytest.raises(DependencyError, match=rf'{kind} in visualizer.vis_backends needs .*: pip install \w+'):
+    with pytest.raises(DependencyError, match=rf'{kind} in visualizer.vis_backends needs .*: pip install ["\w]+'):
         load_config(config)
     monkeypatch.setattr(config_module, 'find_spec', lambda name: name)
     assert load_config(config).visualizer

@@ -1,0 +1,140 @@
+"""Does an installed mmcae work? Runs the commands of a new user on images made here.
+
+    python tests/test_package/smoke.py OUT               # the core, each command as a process of its own
+    python tests/test_package/smoke.py OUT --full        # and detection and segmentation
+    python tests/test_package/smoke.py OUT --together    # the core in one process, which takes a quarter of the time
+
+It uses the files of the installed package alone and needs nothing of the checkout it lies in. OUT is a folder for data and results. It
+prints a line for each command; the exit code is 0 where all of them have worked.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+SHORT = ('train_cfg.max_iters=2', 'default_hooks.logger.interval=1')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out', type=Path, metavar='OUT')
+    parser.add_argument('--full', action='store_true', help='detection and segmentation, too')
+    parser.add_argument('--together', action='store_true', help='the core, in one process')
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    out = args.out.resolve()
+    os.chdir(out)
+    os.environ.update(OMP_NUM_THREADS='1', MMCAE_CACHE=str(out / 'cache'))  # on tiny models OpenMP's threads only wait for each other
+    make_images(out / 'data')
+    if args.together:
+        together(core(out))
+        return 0
+    commands = {'doctor': ('doctor',), **core(out), **judge(out), **(dense(out) if args.full else {})}
+    failed = [name for name, command in commands.items() if not run(name, command, out)]
+    print(f'{len(failed)} commands have failed: {", ".join(failed)}' if failed else 'All commands have worked.', flush=True)
+    return bool(failed)
+
+
+def make_images(root):
+    """Unlabelled images in a tree of folders, and a class tree with the splits that the probes read."""
+    random = np.random.default_rng(0)
+    for folder, count in (('pretrain/tiles32', 32), *((f'classification/{split}', 4) for split in ('train', 'val', 'test'))):
+        for label in range(10):
+            path = root / folder / str(label)
+            path.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                pixels = 24 * label + random.normal(0, 20, (32, 32, 3))
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path / f'{i}.png')
+
+
+def train(out, name, config, *changes):
+    return ('train', config, '--work-dir', out / name, *changes)
+
+
+def core(out):
+    """What needs neither mmcv's operators nor mmdet and mmseg: names and commands of mmcae."""
+    data, encoder = out / 'data', out / 'pretraining' / 'iter_2.pth'
+    labelled, starting = f'data_root={data / "classification"}', f'model.backbone.init_cfg.checkpoint={encoder}'
+    small = ('arch=tiny', 'embed_dims=192', 'image_size=32', 'batch_size=64', 'num_workers=0', 'max_epochs=1')
+    commands = {
+        'pretraining on a folder': train(out, 'folder', 'cae_vit-small_folder', f'data_root={data / "pretrain"}', *small),
+        'pretraining': train(out, 'pretraining', 'digits/cae_pixels_vit-digits', f'data_root={data / "pretrain"}', *SHORT),
+        'kNN': (
+            *('test', 'digits/knn_vit-digits', encoder, '--work-dir', out / 'knn', labelled),
+            'test_cfg.bank_dataloader.dataset.labels=1.0',
+        ),
+        'linear probe': train(
+            out, 'linear', 'digits/linear_vit-digits', labelled, starting, 'train_dataloader.dataset.labels=1.0', 'max_iters=2'
+        ),
+        'embed': ('embed', encoder, data / 'classification/test', '--out', out / 'features.npz', '--overwrite'),
+        'attention': ('attention', encoder, data / 'classification/test/3/0.png', '--out', out / 'attention.png'),
+        'configs': ('configs', 'show', 'digits/knn_vit-digits'),
+    }
+    for layout in ('timm', 'mmpretrain'):
+        target = out / f'{layout}.safetensors'
+        commands[f'conversion to {layout}'] = ('convert', encoder, target, '--to', layout, '--force')
+    return commands
+
+
+def judge(out):
+    """All of an encoder's protocols that are quick enough."""
+    labelled = f'data_root={out / "data/classification"}'
+    changes = ('test_cfg.bank_dataloader.dataset.labels=1.0', 'train_dataloader.dataset.labels=1.0', 'max_iters=2')
+    encoder, protocols = out / 'pretraining' / 'iter_2.pth', ('--protocols', 'knn', 'linear')
+    options = (labelled, f'knn:{changes[0]}', *(f'linear:{change}' for change in changes[1:]))
+    return {'evaluate': ('evaluate', encoder, '--config-family', 'digits', *protocols, '--out', out / 'judged', '--cfg-options', *options)}
+
+
+def dense(out):
+    """Detection and segmentation."""
+    scenes = out / 'scenes'
+    starting = f'model.backbone.init_cfg.checkpoint={out / "pretraining/iter_2.pth"}'
+    return {
+        'scenes': (TOOLS, 'dataset_converters/make_digit_scenes.py', '--out', scenes, '--scale', '0.02', '--workers', '1'),
+        'detection': train(out, 'detection', 'digits/mask_rcnn_vit-digits', f'data_root={scenes}/', starting, *SHORT),
+        'segmentation': train(out, 'segmentation', 'digits/upernet_vit-digits', f'data_root={scenes}/', *SHORT),
+    }
+
+
+TOOLS = object()  # before the path of a tool, in place of a command
+
+
+def run(name, command, out):
+    """Run one command; its output goes to a file, and to the screen if it fails."""
+    if command[0] is TOOLS:
+        from mmcae.utils.packaged import TOOLS as folder
+
+        command = (folder / command[1], *command[2:])
+    else:
+        command = ('-m', 'mmcae', *command)
+    began, log = time.time(), out / f'{name.replace(" ", "_")}.log'
+    with open(log, 'w') as output:
+        code = subprocess.run([sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, timeout=1200).returncode
+    print(f'{"failed" if code else "ok":>6}  {time.time() - began:5.1f} s  {name}', flush=True)
+    if code:
+        print(''.join(f'        {line}\n' for line in log.read_text(errors='replace').splitlines()[-15:]), flush=True)
+    return not code
+
+
+def together(commands):
+    """Run commands in this process; the first that fails ends it."""
+    from mmengine.config import Config
+    from mmengine.hub import get_config
+
+    from mmcae.commands.main import run_command
+
+    for name, command in commands.items():
+        print(f'---- {name}', flush=True)
+        run_command(command[0], list(map(str, command[1:])))
+    config = get_config('mmcae::cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py')
+    assert isinstance(config, Config) and config.model.type == 'mmcae.CAE'
+
+
+if __name__ == '__main__':
+    sys.exit(main())
