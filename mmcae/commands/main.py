@@ -15,6 +15,7 @@ COMMANDS = {
     'test': 'judge a checkpoint on the test set of a config',
     'embed': 'features of all images of a folder, in one file',
     'evaluate': 'judge an encoder by nearest neighbours, linear and attentive probing, fine-tuning',
+    'judge': 'judge frozen encoders by all that the labels of a data set allow, in one table',
     'attention': 'draw where an encoder looks',
     'reconstruct': 'draw what a pretrained model makes of masked images',
     'predictions': 'draw what detectors or segmentors predict, beside the truth',

@@ -1,13 +1,13 @@
 """Linear models on frozen features: logistic regression and ridge regression, with scikit-learn's objectives, on any device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.errors import ConfigError, DataError
+from ..utils.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -116,17 +116,3 @@ def ridge_regression(features: Tensor, targets: Tensor, alphas: Sequence[float] 
         weight = (vectors @ (gain[:, None] * projected)).T
         models.append(LinearModel(weight.to(features.dtype), (y_mean - weight @ x_mean).to(features.dtype)))
     return models
-
-
-def best(candidates: Sequence, score: Callable[..., float]) -> tuple[int, float]:
-    """Index and score of the candidate with the highest score, the first of equals.
-
-    Raises:
-        DataError: No candidate has a score that is a number.
-    """
-    scores = [score(candidate) for candidate in candidates]
-    numbers = [value if value == value else float('-inf') for value in scores]
-    chosen = max(range(len(numbers)), key=numbers.__getitem__)
-    if numbers[chosen] == float('-inf'):
-        raise DataError('No setting of the probe has a score on the validation split: look at its labels')
-    return chosen, scores[chosen]

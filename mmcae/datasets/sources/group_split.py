@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ...utils.errors import ConfigError, DataError
 
@@ -37,14 +37,25 @@ def group_split(paths: Sequence[str], pattern: str, val_share: float, seed: int 
         )
     if len(sizes) < 2:
         raise DataError(f'--split-by {pattern!r} finds one id alone, {next(iter(sizes))!r}: there is nothing to divide')
-    wanted, held, val = val_share * len(paths), 0, []
+    val = take_groups(sizes, val_share * len(paths), seed)
+    return dict(train=sorted(sizes.keys() - set(val)), val=sorted(val))
+
+
+def take_groups(sizes: Mapping[str, int], wanted: float, seed: int = 0) -> list[str]:
+    """Choose whole groups at random that have about so many images together: one at least, and never all.
+
+    Args:
+        sizes: Images of each group, two groups at least.
+        wanted: Number of images.
+        seed: Another seed chooses other groups.
+    """
+    held, taken = 0, []
     for name in sorted(sizes, key=lambda name: hashlib.sha256(f'{seed}/{name}'.encode(errors='surrogateescape')).digest()):
         nearer = abs(held + sizes[name] - wanted) < abs(held - wanted)
-        if nearer and len(val) < len(sizes) - 1:
-            val.append(name)
+        if nearer and len(taken) < len(sizes) - 1:
+            taken.append(name)
             held += sizes[name]
-    val = val or [min(sizes, key=lambda name: (sizes[name], name))]  # every group is more than twice as large as what was wanted
-    return dict(train=sorted(sizes.keys() - set(val)), val=sorted(val))
+    return taken or [min(sizes, key=lambda name: (sizes[name], name))]  # every group is more than twice as large as what was wanted
 
 
 def groups_of(paths: Sequence[str], pattern: str) -> list[str | None]:

@@ -1,0 +1,57 @@
+"""What several blocks of an encoder make of images, out of one forward pass: the input of the probes on frozen features."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..utils.errors import ConfigError
+
+
+@torch.no_grad()
+def block_tokens(encoder: nn.Module, images: Tensor, blocks: Sequence[int]) -> Tensor:
+    """The tokens behind some blocks, each after the encoder's final norm, as DINOv2's probes read them.
+
+    Args:
+        encoder: In eval mode; with `blocks`, `norm` and `encode`.
+        images: (B, C, H, W), normalised.
+        blocks: Numbers of blocks; negative ones count from the end.
+
+    Returns:
+        (B, len(blocks), prefix + h * w, C), cls and other prefix tokens first.
+
+    Raises:
+        ConfigError: There is no such block.
+    """
+    depth = len(encoder.blocks)
+    wrong = [block for block in blocks if not -depth <= block < depth]
+    if wrong:
+        raise ConfigError(f'Block {wrong[0]} is not there: this encoder has {depth}, numbered from 0')
+    outputs: dict[int, Tensor] = {}
+    hooks = [
+        encoder.blocks[number].register_forward_hook(lambda module, arguments, output, number=number: outputs.update({number: output}))
+        for number in {block % depth for block in blocks} - {depth - 1}
+    ]
+    try:
+        outputs[depth - 1] = encoder.encode(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack([outputs[n] if n == depth - 1 else encoder.norm(outputs[n]) for n in (block % depth for block in blocks)], dim=1)
+
+
+def pooled_features(encoder: nn.Module, images: Tensor, blocks: int = 1) -> Tensor:
+    """cls token and mean over the patches behind the last blocks: (B, blocks, 2, C), see :class:`.sweep.Feature`.
+
+    An encoder without prefix tokens has zeros in the place of cls. `blocks` beyond its depth counts as its depth.
+    """
+    tokens = block_tokens(encoder, images, range(-min(blocks, len(encoder.blocks)), 0))
+    prefix = encoder.spec.num_prefix_tokens
+    mean = tokens[:, :, prefix:].mean(dim=2)
+    return torch.stack((tokens[:, :, 0] if prefix else torch.zeros_like(mean), mean), dim=2)
+
+
+def patch_features(encoder: nn.Module, images: Tensor, blocks: int = 1) -> Tensor:
+    """The patches' tokens behind the last blocks, side by side: (B, h * w, blocks * C)."""
+    tokens = block_tokens(encoder, images, range(-min(blocks, len(encoder.blocks)), 0))
+    return tokens[:, :, encoder.spec.num_prefix_tokens :].permute(0, 2, 1, 3).flatten(2)
