@@ -63,12 +63,18 @@ def find_config(name):
         return known[short]
     same = [other for other in known if other.rpartition('/')[2] == stem]
     if len(same) == 1 and folder in ('', *(other.rpartition('/')[0] for other in known)):
-        if os.environ.get('RANK', '0') == '0':
-            print(f'{name} is {known[same[0]]}', file=sys.stderr, flush=True)
+        announce(str(name), known[same[0]])
         return known[same[0]]
     raise ConfigError(
         f'There is no config {name}, neither in {path.absolute().parent} nor among those of mmcae, {CONFIGS}{nearest_configs(path, stem)}'
     )
+
+
+@functools.cache  # once, however often the name is looked up
+def announce(name, file):
+    """Say which config a name in another folder means."""
+    if os.environ.get('RANK', '0') == '0':
+        print(f'{name} is {file}', file=sys.stderr, flush=True)
 
 
 def nearest_configs(path, stem):

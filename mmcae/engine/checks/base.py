@@ -66,7 +66,7 @@ class Checks(Hook):
             if not isinstance(setting, bool | dict):
                 raise ConfigError(f'mmcae.Checks: {name}={setting!r} must be True, False or a dict of arguments')
             if setting is not False:
-                self.checks[name] = CHECKS.build(dict(type=name, **(setting if isinstance(setting, dict) else {})))
+                self.checks[name] = CHECKS.build(dict(type=name, _scope_='mmcae', **(setting if isinstance(setting, dict) else {})))
         self.checked = set()
 
     def before_split(self, runner, split: str):
