@@ -13,7 +13,7 @@ from mmengine.device import get_device
 from torch import nn
 
 from ..checkpoints import ViewSpec
-from ..models import CAEViT
+from ..models import Encoder
 from ..utils.errors import ConfigError, DataError
 from .images import ImageLike, list_images, load_image
 from .load import load_encoder
@@ -21,7 +21,7 @@ from .view import IMAGENET_MEAN, IMAGENET_STD, View
 
 
 def extract_features(
-    source: str | Path | Mapping | CAEViT,
+    source: str | Path | Mapping | Encoder,
     images: ImageLike | Iterable[ImageLike],
     img_size: int | tuple[int, int] | None = None,
     batch_size: int = 64,
@@ -37,8 +37,8 @@ def extract_features(
     224 pixels are the centre of 256, and normalised.
 
     Args:
-        source: A checkpoint (a path, or its content) of mmcae, the authors, mmpretrain or timm's BEiT; or an encoder, which computes in its
-            own dtype and is left as it is.
+        source: A checkpoint (a path, or its content) of any layout that :func:`mmcae.apis.load_encoder` reads; or an encoder, which computes in
+            its own dtype and is left as it is.
         images: Many images or one, of any sizes: files by name, as bytes or open; PIL images of any mode; arrays (H, W, C) or (B, H, W, C);
             tensors (C, H, W) or (B, C, H, W). Arrays and tensors hold uint8, or floats in [0, 1], in RGB or whatever channels the encoder
             has. May be a generator: one batch is in memory at a time.
@@ -47,7 +47,8 @@ def extract_features(
         mean, std: Of the pixels in [0, 255], for each channel. Default to those that the checkpoint tells, else ImageNet's for RGB.
         device: Such as 'cuda:0'. Defaults to that of a given encoder; for a checkpoint to the GPU where there is one, else the CPU.
         crop: Share of the resized image's sides that is kept. Defaults to 224/256, to 1 for an `img_size` below 64.
-        **settings: For a checkpoint: more arguments of :class:`mmcae.models.CAEViT`, such as `out_type`, 'cls_token' by default.
+        **settings: For a checkpoint: more arguments of :class:`mmcae.models.CAEViT` or TimmEncoder, such as `out_type`, 'cls_token' by
+            default.
 
     Returns:
         float32 array of n rows in the order of the images: (n, C) for the out_types 'cls_token' and 'avg_featmap', (n, C, h, w) for
@@ -65,8 +66,8 @@ def extract_features(
     if len(encoder.out_indices) > 1:
         raise ConfigError(f'extract_features gives the output of one block, but out_indices={encoder.out_indices}: choose one')
     features = []
-    with evaluating(encoder, device if isinstance(source, CAEViT) else device or get_device()) as encoder, torch.no_grad():
-        like = encoder.cls_token
+    with evaluating(encoder, device if isinstance(source, Encoder) else device or get_device()) as encoder, torch.no_grad():
+        like = next(encoder.parameters())
         while batch := [view.cut(load_image(image, view.channels, f'image {number}')) for number, image in islice(stream, batch_size)]:
             features.append(encoder(view.normalize(batch).to(like.device, like.dtype))[0].float().cpu().numpy())
     if not features:
@@ -103,29 +104,29 @@ def evaluating(encoder: nn.Module, device: str | torch.device | None = None) -> 
 
 
 def load_encoder_and_view(
-    source: str | Path | Mapping | CAEViT,
+    source: str | Path | Mapping | Encoder,
     img_size: int | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     crop: float | None = None,
     **settings,
-) -> tuple[CAEViT, View]:
+) -> tuple[Encoder, View]:
     """An encoder, and what it is shown of an image; the arguments are those of :func:`extract_features`.
 
     An encoder from a checkpoint is in eval mode, a given one as it was.
     """
-    if isinstance(source, CAEViT):
+    if isinstance(source, Encoder):
         if settings:
             raise ConfigError(f'{sorted(settings)} can be chosen for a checkpoint only; set them when you build the encoder')
         encoder = source
     elif isinstance(source, nn.Module):
-        own = ', such as its `backbone`' if isinstance(getattr(source, 'backbone', None), CAEViT) else ''
-        raise ConfigError(f'Features come from a checkpoint or a CAEViT; got a {type(source).__name__}: give its encoder{own}')
+        own = ', such as its `backbone`' if isinstance(getattr(source, 'backbone', None), Encoder) else ''
+        raise ConfigError(f'Features come from a checkpoint or an encoder; got a {type(source).__name__}: give its encoder{own}')
     elif not isinstance(source, Mapping | str | Path):
-        raise ConfigError(f'Features come from a checkpoint or a CAEViT; got a {type(source).__name__}')
+        raise ConfigError(f'Features come from a checkpoint or an encoder; got a {type(source).__name__}')
     else:
         encoder = load_encoder(source, **settings)
-    channels = encoder.patch_embed.proj.in_channels
+    channels = encoder.in_channels
     known = encoder.spec.view
     if channels != 3 and known is None and (mean is None or std is None):
         raise ConfigError(f'This encoder has {channels} channels, and nothing tells how they are normalised: give mean and std')

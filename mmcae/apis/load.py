@@ -6,7 +6,7 @@ from pathlib import Path
 from .. import checkpoints
 from ..checkpoints import load_strictly, read_weights
 from ..checkpoints.weights import count_blocks, unknown_heads
-from ..models import CAE, CAEv2, CAEViT
+from ..models import CAE, CAEv2, Encoder
 from ..registry import MODELS
 from ..utils.errors import CheckpointError
 
@@ -65,15 +65,16 @@ def load_cae(
 
 def load_encoder(
     source: str | Path | Mapping, num_heads: int | None = None, prefix: str = '', norm: str | None = None, **settings
-) -> CAEViT:
-    """Build an encoder from any checkpoint that has one.
+) -> Encoder:
+    """Build an encoder from any checkpoint that has one: CAE's and BEiT's as CAEViT, the ViTs of others as TimmEncoder.
 
     Args:
-        source: Path, or a checkpoint's content, or a state dict.
+        source: Path of a file, or of a folder of Hugging Face's; or a checkpoint's content, or a state dict.
         num_heads: Heads, where neither the checkpoint nor the rules of its layout tell.
         prefix: What stands before the encoder's names, in a file that has several, such as 'teacher.backbone.'.
         norm: Which of two final norms is the encoder's, such as 'norm' or 'fc_norm'.
-        **settings: Further arguments of :class:`mmcae.models.CAEViT`, such as `out_type`, or an `img_size` to resize its tables to.
+        **settings: Further arguments of :class:`mmcae.models.CAEViT` or :class:`mmcae.models.TimmEncoder`, such as `out_type`, or an
+            `img_size` to resize its tables to. `model_name` and arguments of timm name the ViT where its tensors do not tell.
 
     Returns:
         The encoder in eval mode, in float32. Its `spec` describes it, with the view and the origin that the checkpoint tells.
@@ -82,9 +83,10 @@ def load_encoder(
         CheckpointError: See :func:`load_cae`; or a position table whose grid is not known without `img_size`.
     """
     weights = read_weights(source, prefix, norm=norm)
-    weights.described = spec = weights.spec(num_heads, settings.get('img_size'))
-    if spec.num_heads is None:
-        raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, 'num_heads=')
-    model = MODELS.build(spec.config(**settings))
+    if 'model_name' in settings:
+        config = dict(type='mmcae.TimmEncoder', **({} if num_heads is None else dict(num_heads=num_heads)))
+    else:
+        config = weights.encoder_config(num_heads, settings.get('img_size'))
+    model = MODELS.build({**config, **settings})
     checkpoints.load_encoder(model, weights)
     return model.eval()

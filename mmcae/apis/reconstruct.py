@@ -87,7 +87,7 @@ def reconstruct(
     size = to_2tuple(img_size) if img_size else tuple(n * p for n, p in zip(encoder.grid, encoder.patch_size, strict=True))
     grid = encoder.grid_of(size)
     mask = check_mask(mask, grid, seed)
-    image = load_image(image, encoder.patch_embed.proj.in_channels)
+    image = load_image(image, encoder.in_channels)
     view = fit(image, size)
     second_size = tuple(n * p for n, p in zip(grid, tokenizer.downsample, strict=True))
     second_view = fit(image, second_size, Image.Resampling.LANCZOS)

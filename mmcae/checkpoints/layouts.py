@@ -18,9 +18,14 @@ CONTAINERS = ('state_dict', 'model', 'module', '')
 DEPTH = 4  # of containers in each other
 # A transformer's first block and the patch embedding beside it make an encoder; decoders have the first alone.
 ENCODERS = {
-    'encoder': (re.compile(r'(|.*\.)blocks\.0\.attn\.qkv\.weight'), 'patch_embed.proj.weight'),
-    'mmpretrain-encoder': (re.compile(r'(|.*\.)layers\.0\.attn\.qkv\.weight'), 'patch_embed.projection.weight'),
+    'encoder': (re.compile(r'(|.*\.)blocks\.0\.(?:0\.)?(?:attn|attns\.0)\.(?:qkv|q_proj)\.weight'), ('patch_embed.proj.weight',)),
+    'mmpretrain-encoder': (re.compile(r'(|.*\.)layers\.0\.attn\.qkv\.weight'), ('patch_embed.projection.weight',)),
+    'huggingface': (
+        re.compile(r'(|.*\.)(?:encoder\.)?layer\.0\.attention\.(?:attention\.query|q_proj)\.weight'),
+        ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight'),
+    ),
 }
+TIMM_BACKBONE = 'backbone.vit.'  # TimmEncoder in a model of ours
 KINDS = ('mmcae', 'official', 'mmpretrain', *ENCODERS)
 
 # Heads by (width, depth), where a layout's authors have only one number for it. CAE's tiny and small have 12; timm's have 3 and 6.
@@ -139,7 +144,7 @@ def locate(source: str | Path | Mapping, prefix: str = '', kind: str | None = No
     others = f' In it are {", ".join(path or "." for path in found)}.' if set(found) - set(CONTAINERS) else ''
     raise CheckpointError(
         f'{origin} holds no encoder of a known layout; its keys begin with {", ".join(list(state)[:3])} ...{others} '
-        'Known are those of mmcae, the authors (Atten4Vis/CAE), mmpretrain, mmselfsup, and ViT and BEiT encoders of timm.'
+        'Known are those of mmcae, the authors (Atten4Vis/CAE), mmpretrain, mmselfsup, and ViTs and BEiTs of timm, Meta and Hugging Face.'
     )
 
 
@@ -166,12 +171,15 @@ def below(found: Mapping[str, StateDict], prefix: str, origin: str) -> StateDict
 def places_in(path: str, state: StateDict) -> Iterator[Place]:
     """The models in one container: a whole layout, or each encoder that stands alone."""
     prefixes = {}
-    for kind, (first_block, patch_embedding) in ENCODERS.items():
+    for kind, (first_block, patch_embeddings) in ENCODERS.items():
         for key in state:
             match = first_block.fullmatch(key)
-            if match and match[1] + patch_embedding in state:
-                prefixes[match[1]] = kind
-    if 'backbone.' in prefixes:
+            before = match[1].removesuffix('encoder.') if match and kind == 'huggingface' else match and match[1]
+            if match and any(before + name in state for name in patch_embeddings):
+                prefixes[before] = kind
+    if TIMM_BACKBONE in prefixes:
+        yield Place(path, '', 'mmcae', state)
+    elif 'backbone.' in prefixes:
         yield Place(path, '', 'mmcae' if prefixes['backbone.'] == 'encoder' else 'mmpretrain', state)
     elif 'encoder.' in prefixes and any(key.startswith(('regresser.', 'encoder_to_regresser', 'alignment_encoder.')) for key in state):
         yield Place(path, '', 'official', state)
@@ -196,7 +204,8 @@ def heads_of(place: Place, dim: int, depth: int) -> int | None:
 
 def library_of(kind: str) -> str:
     """Whose layout a kind is."""
-    return {'official': 'official', 'mmpretrain': 'mmpretrain', 'mmpretrain-encoder': 'mmpretrain'}.get(kind, 'mmcae')
+    known = ('official', 'mmpretrain', 'huggingface')
+    return next((library for library in known if kind.startswith(library)), 'mmcae')
 
 
 def meta_of(content: Any) -> Mapping:

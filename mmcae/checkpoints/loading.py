@@ -7,7 +7,9 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..utils.errors import CheckpointError
-from .spec import EncoderSpec
+from .spec import EncoderSpec, Origin
+from .tables import grid_of_table
+from .timm_names import HEADS, VIT, layout_of
 from .weights import Weights, read_weights
 
 OPTIONS = {'checkpoint', 'allow_missing', 'prefix', 'norm'}
@@ -39,7 +41,7 @@ def load_encoder(
     """Load an encoder out of a checkpoint of any kind; report what happened, and fail unless the encoder is fully covered.
 
     Args:
-        encoder: A :class:`mmcae.models.CAEViT`.
+        encoder: A :class:`mmcae.models.CAEViT` or :class:`mmcae.models.TimmEncoder`.
         checkpoint: Path, a checkpoint's content, or weights that were read already.
         allow_missing: Parts of names that need not be in the checkpoint, e.g. `relative_position_bias_table`, which pretraining
             does not have.
@@ -55,6 +57,8 @@ def load_encoder(
     """
     weights = checkpoint if isinstance(checkpoint, Weights) else read_weights(checkpoint, prefix, norm=norm, origin=origin)
     ours = encoder.spec
+    if ours.type == 'TimmEncoder':
+        return load_vit(encoder, weights, allow_missing)
     theirs = weights.spec(img_size=ours.img_size)
     check_heads_agree(weights.origin, theirs.num_heads, ours.num_heads, 'model.backbone.arch')
     state = weights.encoder
@@ -67,6 +71,34 @@ def load_encoder(
         notes.append(f'made for another grid of patches than the model ({grids})')
     unused = len(weights.state) - len(state)
     return load_strictly(encoder, state, f'{weights.origin} ({weights.place.kind})', allow_missing, unused, notes, theirs)
+
+
+def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] = ()) -> str:
+    """The same for a :class:`mmcae.models.TimmEncoder`, whose names are timm's."""
+    ours, state = encoder.spec, weights.vit
+    theirs = weights.described
+    if theirs is None and weights.config.get('num_attention_heads'):
+        check_heads_agree(weights.origin, weights.config['num_attention_heads'], ours.num_heads, 'model.backbone')
+    if theirs is not None:
+        check_heads_agree(weights.origin, theirs.num_heads, ours.num_heads, 'model.backbone')
+    # The final norm is that of the tokens or that of their mean, whichever the model has.
+    kept, other = ('norm.', 'fc_norm.') if ours.final_norm else ('fc_norm.', 'norm.')
+    if not any(key.startswith(kept) for key in state):
+        state = {kept + key.removeprefix(other) if key.startswith(other) else key: value for key, value in state.items()}
+    state = {key: value for key, value in state.items() if not key.startswith(other)}
+    if theirs is None:
+        library = layout_of(weights.place.state) if weights.place.kind in ('encoder', 'huggingface') else 'mmcae'
+        theirs = ours.replaced(origin=Origin(library=library), view=weights.view or ours.view)
+    table = state.get('pos_embed')
+    if table is not None and weights.described is None:
+        prefix = ours.num_prefix_tokens if table.shape[1] != ours.grid[0] * ours.grid[1] else 0
+        grid = grid_of_table(table[:, prefix:], ours.grid) or ours.grid
+        size = tuple(cells * patch for cells, patch in zip(grid, ours.patch_size, strict=True))
+        theirs = theirs.replaced(img_size=size)
+    own = weights.place.kind == 'mmcae'
+    unused = len(weights.place.state) - len(state) if own else sum(key.startswith(HEADS) for key in weights.place.state)
+    state = {VIT + key: value for key, value in state.items()}
+    return load_strictly(encoder, state, f'{weights.origin} ({theirs.origin.library})', allow_missing, unused, (), theirs)
 
 
 def check_heads_agree(origin: str, theirs: int | None, ours: int, where: str):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..utils.errors import CheckpointError, StorageError
 from ..utils.files import atomic_file, patiently
+from .folders import is_model_folder, read_model_folder
 from .pickles import PickleRefused, Storage, Unpickler
 from .pieces import first_piece, read_pieces
 
@@ -32,7 +33,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
 
     Args:
         path: A file of torch.save or TorchScript, or a .safetensors file, whose metadata become `meta`. Or a folder of pieces that
-            FSDP or DeepSpeed has written: its tensors are put together, and the optimizer's state is left out.
+            FSDP or DeepSpeed has written: its tensors are put together, and the optimizer's state is left out. Or a folder of a released
+            model, with `model.safetensors`, its pieces, or `pytorch_model.bin`.
         mmap: Map the tensors into memory, to look at something else in a large file. Their checksums are not compared then.
         records: Further classes, or packages with a dot at the end, to read as records.
 
@@ -46,6 +48,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
     path = Path(path).expanduser()
     if first_piece(path) is not None:
         return read_pieces(path, read_checkpoint)
+    if is_model_folder(path):
+        return read_model_folder(path, read_checkpoint)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
         raise CheckpointError(f'There is no checkpoint {path}' + (f'; beside it are {", ".join(near)}' if near else ''))

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 
 from ..utils.errors import CheckpointError
 from .reading import StateDict
+from .tables import bias_grid
+from .timm_names import to_timm_names
 
 # (theirs, ours), matched at the start of a key, first match wins. {n} stands for a number, {x} for one of q, k, v.
 OFFICIAL = (
@@ -77,6 +79,7 @@ PARTS = {
     'official': ('encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.', 'mask_token', 'rd_pos_embed'),
     'mmpretrain': ('backbone.', 'neck.'),
     'encoder': ENCODER_PARTS,
+    'huggingface': ('embeddings.', 'encoder.', 'layer.', 'layernorm.', 'norm.'),
     'mmpretrain-encoder': ('cls_token', 'pos_embed', 'patch_embed.', 'layers.', 'ln1.', 'ln2.'),
 }
 
@@ -106,7 +109,7 @@ def convert_mmpretrain(state: Mapping) -> StateDict:
 def convert_timm(state: Mapping) -> StateDict:
     """timm's ViT or BEiT state dict as an mmcae state dict with an encoder alone (the prefix `backbone.`); its classifier left out."""
     state = {LAYER_SCALE.sub(r'.gamma_\1', key): value for key, value in without_redundant(state).items()}
-    state = {key.replace('fc_norm.', 'norm.', 1): value for key, value in _with_own_biases(state).items()}
+    state = _with_positions({key.replace('fc_norm.', 'norm.', 1): value for key, value in _with_own_biases(state).items()})
     return {f'backbone.{key}': value for key, value in state.items() if key.startswith(ENCODER_PARTS)}
 
 
@@ -122,14 +125,16 @@ def to_mmcae(state: Mapping, kind: str, norm: str | None = None) -> StateDict:
     Raises:
         CheckpointError: An unknown key; or two norms, and `norm` does not choose.
     """
-    state = _one_norm(_split_qkv_bias(state), norm)
+    if kind == 'huggingface':
+        state = to_timm_names(state)
+    state = one_norm(_split_qkv_bias(state), norm)
     if kind == 'official':
         return convert_official(state)
     if kind == 'mmpretrain':
         return convert_mmpretrain(state)
     if kind == 'mmpretrain-encoder':
         return convert_mmpretrain({f'backbone.{key}': value for key, value in state.items() if key.startswith(PARTS[kind])})
-    if kind == 'encoder':
+    if kind in ('encoder', 'huggingface'):
         return convert_timm(state)
     return without_redundant(state)
 
@@ -161,7 +166,7 @@ def _parts(state: Mapping, kind: str) -> tuple[str, ...]:
     return PARTS[kind]
 
 
-def _one_norm(state: Mapping, norm: str | None) -> StateDict:
+def one_norm(state: Mapping, norm: str | None) -> StateDict:
     """Of the norm of the tokens and the norm of their mean, where both are there, the one that is asked for."""
     state = dict(state)
     for prefix, first, second in (('', 'norm', 'fc_norm'), ('', 'ln1', 'ln2'), ('backbone.', 'ln1', 'ln2')):
@@ -186,6 +191,15 @@ def _with_own_biases(state: Mapping) -> StateDict:
     blocks = {key.split('.')[1] for key in state if key.startswith('blocks.')}
     own = {f'blocks.{block}.attn.relative_position_bias_table': shared for block in blocks}
     return {**{key: value for key, value in state.items() if key != SHARED_BIAS}, **own}
+
+
+def _with_positions(state: Mapping) -> StateDict:
+    """BEiT without absolute positions: a table of zeros for the grid that its biases were made for, which CAE's encoder has."""
+    table = state.get('blocks.0.attn.relative_position_bias_table')
+    grid = None if table is None or 'pos_embed' in state or 'cls_token' not in state else bias_grid(table, (0, 0))
+    if grid is None:
+        return dict(state)
+    return {**state, 'pos_embed': table.new_zeros(1, 1 + grid[0] * grid[1], state['cls_token'].shape[-1])}
 
 
 def _split_qkv_bias(state: Mapping) -> StateDict:

@@ -117,8 +117,9 @@ class EncoderSpec:
         sizes(self, 'img_size', 'patch_size')
         for name in ('embed_dims', 'num_layers', 'feedforward_channels', 'in_channels', 'num_prefix_tokens', 'num_heads', 'window_size'):
             value, optional = getattr(self, name), name in ('num_heads', 'window_size')
-            if not (optional and value is None) and (type(value) is not int or not 0 < value <= LARGEST):
-                raise CheckpointError(f'An encoder with {name}={value!r:.80}: it must be a whole number above 0')
+            least = 0 if name == 'num_prefix_tokens' else 1
+            if not (optional and value is None) and (type(value) is not int or not least <= value <= LARGEST):
+                raise CheckpointError(f'An encoder with {name}={value!r:.80}: it must be a whole number from {least}')
         for name in ('layer_scale', 'use_rel_pos_bias', 'final_norm'):
             if type(getattr(self, name)) is not bool:
                 raise CheckpointError(f'An encoder with {name}={getattr(self, name)!r:.80}: it must be true or false')

@@ -2,17 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmengine.utils import to_2tuple
 
 from ..utils.errors import CheckpointError
-from .layouts import CAE_DECODER_HEADS, Place, content_of, heads_of, library_of, locate, meta_of, name_of
+from .folders import config_of
+from .layouts import CAE_DECODER_HEADS, TIMM_BACKBONE, Place, content_of, heads_of, library_of, locate, meta_of, name_of
 from .reading import StateDict
-from .renaming import cae_of, encoder_of, left_out, to_mmcae
-from .spec import META, EncoderSpec, Origin
+from .renaming import cae_of, encoder_of, left_out, one_norm, to_mmcae, without_redundant
+from .spec import META, EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
+from .timm_models import TimmModel, is_released_vit, preprocessor_view, timm_model_of
+from .timm_names import to_timm_names
 
 METHOD = 'method'  # the place of the method's description in the metadata
 NEEDED = ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.0.attn.q_bias', 'blocks.0.mlp.fc1.weight')
@@ -28,6 +31,9 @@ class Weights:
         state: All tensors of the model under mmcae's names.
         described: What the checkpoint itself says of its encoder, or None.
         method: What the checkpoint says of its method (`name`, `num_heads` of regressor and decoder), empty where it says nothing.
+        config: The config.json beside it, see :func:`.folders.config_of`.
+        norm: Which of two final norms is the encoder's.
+        view: How images are prepared, where a released model tells.
     """
 
     origin: str
@@ -35,6 +41,64 @@ class Weights:
     state: StateDict
     described: EncoderSpec | None
     method: Mapping
+    config: Mapping = field(default_factory=dict)
+    norm: str | None = None
+    view: ViewSpec | None = None
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether the encoder is one for TimmEncoder: described as such, or a released ViT that has parts other than CAE's."""
+        if self.described is not None:
+            return self.described.type == 'TimmEncoder'
+        if self.place.kind == 'mmcae':
+            return any(key.startswith(TIMM_BACKBONE) for key in self.state)
+        return self.place.kind in ('encoder', 'huggingface') and is_released_vit(self.vit)
+
+    @property
+    def vit(self) -> StateDict:
+        """The encoder alone under timm's names.
+
+        Raises:
+            CheckpointError: It is one of CAE's or mmpretrain's layout.
+        """
+        if self.place.kind == 'mmcae' and any(key.startswith(TIMM_BACKBONE) for key in self.place.state):
+            return {key.removeprefix(TIMM_BACKBONE): value for key, value in self.place.state.items() if key.startswith(TIMM_BACKBONE)}
+        if self.place.kind not in ('encoder', 'huggingface'):
+            raise CheckpointError(f'{self.origin} holds an encoder of the layout {self.place.kind!r}: build it as mmcae.CAEViT')
+        return to_timm_names(one_norm(self.place.state, self.norm))
+
+    def timm_model(self, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None) -> TimmModel:
+        """The model of timm for the encoder; the arguments are those of :meth:`spec`.
+
+        Raises:
+            CheckpointError: The tensors are of no model that is known, or an argument contradicts the checkpoint.
+        """
+        if self.described is not None:
+            self.check_num_heads(self.described, num_heads)
+            return TimmModel(dict(self.described.arguments), self.described.view)
+        return timm_model_of(self.vit, self.config, self.origin, num_heads, img_size)
+
+    def encoder_config(self, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None) -> dict:
+        """The config that builds the encoder from the registry, a CAEViT or a TimmEncoder; the arguments are those of :meth:`spec`.
+
+        Raises:
+            CheckpointError: See :meth:`spec` and :meth:`timm_model`; or the number of heads is not known.
+        """
+        if self.is_vit:
+            found = self.timm_model(num_heads, img_size)
+            self.view, config = found.view, dict(type='mmcae.TimmEncoder', **found.arguments)
+            unknown, width = config.get('num_heads', 0) is None, self.vit['patch_embed.proj.weight'].shape[0]
+        else:
+            self.described = spec = self.spec(num_heads, img_size)
+            config, unknown, width = spec.config(), spec.num_heads is None, spec.embed_dims
+        if unknown:
+            raise unknown_heads(self.origin, 'encoder', width, 'num_heads=')
+        return config
+
+    def check_num_heads(self, spec: EncoderSpec, num_heads: int | None):
+        """Refuse another number of heads than the checkpoint tells."""
+        if num_heads is not None and spec.num_heads not in (None, num_heads):
+            raise CheckpointError(f'num_heads={num_heads} was given, but the encoder in {self.origin} has {spec.num_heads}: leave it out')
 
     @property
     def cae(self) -> StateDict:
@@ -69,13 +133,15 @@ class Weights:
         Raises:
             CheckpointError: Parts of an encoder are missing, an argument contradicts the checkpoint, or the grid is not known.
         """
+        if self.described is not None and self.described.type == 'TimmEncoder':
+            self.check_num_heads(self.described, num_heads)
+            return self.described
         sizes = sizes_of(self.encoder, self.origin)
         spec = self.described or self.inferred(sizes, img_size)
         wrong = [f'{name} {getattr(spec, name)}, not {value}' for name, value in sizes.items() if getattr(spec, name) != value]
         if wrong:
             raise CheckpointError(f'{self.origin} describes another encoder than its tensors make: {", ".join(wrong)}')
-        if num_heads is not None and spec.num_heads not in (None, num_heads):
-            raise CheckpointError(f'num_heads={num_heads} was given, but the encoder in {self.origin} has {spec.num_heads}: leave it out')
+        self.check_num_heads(spec, num_heads)
         spec = spec.replaced(num_heads=spec.num_heads or num_heads)
         check_heads(spec, len(self.encoder['blocks.0.attn.q_bias']), self.origin)
         return spec
@@ -91,9 +157,12 @@ class Weights:
                 f'{self.origin} was made for {table.shape[1]} patches, which are no square, and nothing tells their grid: '
                 'give img_size=(height, width) of its training'
             )
-        heads = heads_of(self.place, sizes['embed_dims'], sizes['num_layers'])
+        heads = self.config.get('num_attention_heads') or heads_of(self.place, sizes['embed_dims'], sizes['num_layers'])
+        if sizes['use_rel_pos_bias']:
+            heads = state['blocks.0.attn.relative_position_bias_table'].shape[1]
         pixels = tuple(cells * size for cells, size in zip(grid, patch, strict=True))
-        return EncoderSpec(num_heads=heads, img_size=pixels, origin=Origin(library=library_of(self.place.kind)), **sizes)
+        view = preprocessor_view(self.config['preprocessor'], pixels) if 'preprocessor' in self.config else None
+        return EncoderSpec(num_heads=heads, img_size=pixels, view=view, origin=Origin(library=library_of(self.place.kind)), **sizes)
 
     def decoder_heads(self, num_heads: int | None = None) -> int:
         """Heads of regressor and decoder.
@@ -138,7 +207,9 @@ def read_weights(
     meta = meta_of(content)
     described = EncoderSpec.from_dict(meta[META], origin) if META in meta and not prefix else None
     method = meta.get(METHOD) if isinstance(meta.get(METHOD), Mapping) else {}
-    return Weights(origin, place, to_mmcae(place.state, place.kind, norm), described, method)
+    own = place.kind == 'mmcae' and any(key.startswith(TIMM_BACKBONE) for key in place.state)
+    state = without_redundant(place.state) if own else to_mmcae(place.state, place.kind, norm)
+    return Weights(origin, place, state, described, method, config_of(source), norm)
 
 
 def sizes_of(state: StateDict, origin: str) -> dict:

@@ -2,6 +2,8 @@
 
 from ..registry import MODELS, register_lazily
 from .dense import DeconvPyramid, SimpleFeaturePyramid
+from .encoders.base import Encoder
+from .encoders.timm_encoder import TimmEncoder
 from .encoders.vit import CAEViT
 from .heads import AttentiveClsHead
 from .methods.cae import CAE
@@ -22,11 +24,13 @@ __all__ = [
     'DALLETokenizer',
     'DeconvPyramid',
     'DiscreteVAE',
+    'Encoder',
     'LatentContextualRegressor',
     'PatchCodebook',
     'PixelTargets',
     'SimpleFeaturePyramid',
     'StoredTokens',
     'Teacher',
+    'TimmEncoder',
     'ViewPreprocessor',
 ]

@@ -155,7 +155,8 @@ def init_stack(stack: nn.Module, style: str = 'xavier'):
             module.reset_parameters()  # torch's own start
         elif isinstance(module, nn.Conv2d):
             trunc_normal_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight) if style == 'xavier' else trunc_normal_(module.weight)
             if module.bias is not None:

@@ -1,20 +1,19 @@
 """CAEViT: the vision transformer that pretraining trains and classification, detection and segmentation use."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from mmengine.utils import to_2tuple
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from ...checkpoints import EncoderSpec, Origin, load_encoder, pretrained_source
+from ...checkpoints import EncoderSpec, load_encoder, pretrained_source
 from ...checkpoints.tables import bias_grid, grid_of_table, resize_bias_table, resize_position_table, sincos_position_table
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
-from ...utils.open_sizes import is_open, is_recorded
+from ...utils.open_sizes import is_open
+from .base import Encoder
 from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick
 
 # The authors' sizes: tiny and small have 12 heads too.
@@ -24,7 +23,6 @@ ARCHITECTURES = {
     'base': dict(embed_dims=768, num_layers=12, num_heads=12),
     'large': dict(embed_dims=1024, num_layers=24, num_heads=16),
 }
-OUT_TYPES = ('cls_token', 'avg_featmap', 'featmap', 'raw')
 
 
 class PatchEmbed(nn.Module):
@@ -47,7 +45,7 @@ class PatchEmbed(nn.Module):
 
 
 @MODELS.register_module()
-class CAEViT(BaseModule):
+class CAEViT(Encoder):
     """The encoder of CAE (arXiv 2202.03026, section 3), and the same class as backbone of what follows.
 
     A plain pre-norm ViT with a cls token, a fixed sin-cos position table and layer scale. Parameter names are BEiT's.
@@ -104,10 +102,7 @@ class CAEViT(BaseModule):
         self.embed_dims, self.num_layers = sizes['embed_dims'], sizes['num_layers']
         self.patch_size = to_2tuple(patch_size)
         self.grid = self.grid_of(to_2tuple(img_size))
-        if out_type not in OUT_TYPES:
-            raise ConfigError(f'out_type={out_type!r} is none of {OUT_TYPES}')
-        self.out_type = out_type
-        self.out_indices = self.absolute_indices(out_indices)
+        self.set_outputs(out_indices, out_type, frozen_stages, with_cp)
         if window_size is not None and window_size < 1 or window_size is None and global_blocks:
             raise ConfigError(f'window_size={window_size} with global_blocks={global_blocks}: set window_size to 1 or more patches')
         wrong = sorted(set(global_blocks) - set(range(self.num_layers)))
@@ -115,13 +110,7 @@ class CAEViT(BaseModule):
             raise ConfigError(f'global_blocks {wrong} name no block: this encoder has {self.num_layers}, numbered from 0')
         self.window_size, self.global_blocks = window_size, tuple(global_blocks)
         windows = [None if depth in global_blocks else window_size for depth in range(self.num_layers)]
-        if not -1 <= frozen_stages <= self.num_layers:
-            raise ConfigError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
-        self.frozen_stages = frozen_stages
-        self.with_cp = with_cp
-        # What the checkpoint tells of the weights that are loaded.
-        self.view, self.origin = None, Origin()
-
+        self.in_channels = in_channels
         self.patch_embed = PatchEmbed(in_channels, self.embed_dims, self.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dims))
         # A buffer, since it is never trained; persistent, since checkpoints of the field carry it. cls has the position zero.
@@ -165,73 +154,22 @@ class CAEViT(BaseModule):
         )
 
     def encode(self, images: Tensor, index: Tensor | None = None) -> Tensor:
-        """The encoder of pretraining: latent representations of some patches, or of all.
-
-        Args:
-            images: (B, in_channels, H, W), normalised.
-            index: int64 (B, n), the raster indices of the patches to encode. All patches where not given.
-
-        Returns:
-            (B, 1 + n, C) after the final norm: the cls token, then the patches in the order of `index`.
+        """See :meth:`.base.Encoder.encode`.
 
         Raises:
             ConfigError: An `index` for an encoder with windows, which consist of whole images.
         """
         if index is not None and self.window_size:
             raise ConfigError('Windows of patches need all patches of an image: pretrain without window_size, and set it for detection')
-        x, grid = self.embed(images, index)
-        for block in self.blocks:
-            x = self.run(block, x, grid)
-        return self.norm(x)
+        return super().encode(images, index)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """One output per entry of `out_indices`, of the kind `out_type`, for images (B, in_channels, H, W)."""
-        x, grid = self.embed(images)
-        outputs = {}
-        for depth, block in enumerate(self.blocks[: max(self.out_indices) + 1]):
-            x = self.run(block, x, grid)
-            if depth in self.out_indices:
-                outputs[depth] = self.output(x, grid, last=depth == self.num_layers - 1)
-        return tuple(outputs[depth] for depth in self.out_indices)
-
-    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
-        """Images (B, in_channels, H, W) -> tokens (B, 1 + n, C) with their positions, and the whole patch grid (h, w)."""
+    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int], list[tuple]]:
+        """See :meth:`.base.Encoder.embed`: tokens (B, 1 + n, C), and for each block the grid."""
         grid = self.grid_of(images.shape[-2:])
         positions = self.positions(grid).to(images.dtype)
         x = self.patch_embed(images, index) + (positions[:, 1:] if index is None else pick(positions[:, 1:], index))
         cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
-        return torch.cat((cls.to(x.dtype), x), dim=1), grid
-
-    def run(self, block: Block, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled() and not is_recorded():
-            return checkpoint(block, x, grid, use_reentrant=False)
-        return block(x, grid)
-
-    def output(self, x: Tensor, grid: tuple[int, int], last: bool) -> Tensor:
-        norm = self.norm if last else nn.Identity()
-        if self.out_type == 'avg_featmap':
-            # The order matters: the paper's fine-tuning normalises the mean, with the encoder's own norm as fc_norm.
-            return norm(x[:, 1:].mean(dim=1))
-        x = norm(x)
-        if self.out_type == 'cls_token':
-            return x[:, 0]
-        if self.out_type == 'raw':
-            return x
-        # Contiguous, because mmcv's RoIAlign on CPU misreads maps that keep the tokens' memory layout.
-        return x[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
-
-    def grid_of(self, size: Sequence[int]) -> tuple[int, int]:
-        """The patch grid (h, w) of an image of (height, width) pixels."""
-        height, width = size
-        if is_open(height, width):
-            # Rounded up: recorded like this, sizes that the patches do not tile have more positions than patches, and fail.
-            return tuple((side + patch - 1) // patch for side, patch in zip(size, self.patch_size, strict=True))
-        if height % self.patch_size[0] or width % self.patch_size[1] or not height * width:
-            raise ConfigError(
-                f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {"x".join(map(str, self.patch_size))}: '
-                'resize, crop or pad them to a multiple of the patch size (e.g. pad_size_divisor in the data preprocessor).'
-            )
-        return height // self.patch_size[0], width // self.patch_size[1]
+        return torch.cat((cls.to(x.dtype), x), dim=1), grid, [(grid,)] * self.num_layers
 
     def positions(self, grid: tuple[int, int]) -> Tensor:
         """The position table (1, 1 + h * w, C) for a patch grid (h, w); that of cls comes first and does not change."""
@@ -240,49 +178,17 @@ class CAEViT(BaseModule):
         patches = resize_position_table(self.pos_embed[:, 1:], self.grid, grid, by_scale=True)
         return torch.cat((self.pos_embed[:, :1], patches), dim=1)
 
-    def absolute_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
-        indices = tuple(out_indices) if isinstance(out_indices, Iterable) else (out_indices,)
-        wrong = [i for i in indices if type(i) is not int or not -self.num_layers <= i < self.num_layers]
-        if wrong or not indices:
-            raise ConfigError(f'out_indices {wrong} name no block: give some of the {self.num_layers} of this encoder, numbered from 0')
-        return tuple(i % self.num_layers for i in indices)
-
-    def check_pretrainable(self):
-        """Fail where an argument that other tasks need does not go together with pretraining, in which the encoder sees parts of images.
-
-        Raises:
-            ConfigError: Names the argument, and why not.
-        """
-        depth = self.num_layers
-        for wrong, reason in {
+    def obstacles(self) -> dict[str, str | bool]:
+        """See :meth:`.base.Encoder.obstacles`."""
+        return {
             'use_rel_pos_bias=True': self.blocks[0].attn.bias_grid
             and 'the encoder sees only the visible patches, and the paper learns the bias afterwards: set it for fine-tuning',
             f'window_size={self.window_size}': self.window_size
             and 'windows consist of all patches of an image, and the encoder sees only the visible ones: set it for detection',
             'final_norm=False': isinstance(self.norm, nn.Identity)
             and 'regressor and alignment compare latents behind the final norm, which every checkpoint has to hold: leave it out',
-            f'out_indices={self.out_indices}': max(self.out_indices) < depth - 1
-            and f'the blocks behind are not trained then, and pretraining needs all {depth}: leave it out',
-            f'frozen_stages={self.frozen_stages}': self.frozen_stages == depth
-            and f'nothing of the encoder would learn: freeze fewer than its {depth} blocks',
-        }.items():
-            if reason:
-                raise ConfigError(f'backbone.{wrong} cannot be pretrained: {reason}')
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """(layer, number of layers) of a parameter for layer-wise learning rates, by mmpretrain's contract.
-
-        0 is the embeddings, i + 1 is block i, the last layer is everything behind the blocks, be it in this module or outside.
-        """
-        depth = self.num_layers + 2
-        if not param_name.startswith(prefix):
-            return depth - 1, depth
-        name = param_name[len(prefix) :]
-        if name in ('cls_token', 'pos_embed') or name.startswith('patch_embed'):
-            return 0, depth
-        if name.startswith('blocks.'):
-            return int(name.split('.')[1]) + 1, depth
-        return depth - 1, depth
+            **super().obstacles(),
+        }
 
     def init_weights(self):
         """Fresh weights, or those of the checkpoint that `init_cfg` names."""
@@ -327,27 +233,6 @@ class CAEViT(BaseModule):
                     raise unknown_grid(key, len(state[key]))
                 fitted[key] = resize_bias_table(state[key].float(), made_for, wanted) if made_for != wanted else state[key]
         return fitted
-
-    def frozen_modules(self) -> list[nn.Module]:
-        frozen = [] if self.frozen_stages < 0 else [self.patch_embed, *self.blocks[: self.frozen_stages]]
-        return [*frozen, self.norm] if self.frozen_stages == self.num_layers else frozen
-
-    def unused_modules(self) -> list[nn.Module]:
-        """What no output comes from. Distributed training stops at parameters without a gradient that it expects one for."""
-        last = max(self.out_indices)
-        return [] if last == self.num_layers - 1 else [*self.blocks[last + 1 :], self.norm]
-
-    def freeze(self):
-        for module in [*self.frozen_modules(), *self.unused_modules()]:
-            module.requires_grad_(False).eval()
-        if self.frozen_stages >= 0:
-            self.cls_token.requires_grad_(False)
-
-    def train(self, mode: bool = True):
-        """Training mode for all but the frozen parts."""
-        super().train(mode)
-        self.freeze()
-        return self
 
 
 def unknown_grid(name: str, length: int) -> CheckpointError:

@@ -26,7 +26,7 @@ class MaskedImageModel(BaseSelfSupervisor):
     positions it registers a buffer `pos_embed` (1, N, D), which is resized with the encoder's.
 
     Args:
-        backbone: The encoder, such as :class:`CAEViT`.
+        backbone: The encoder, :class:`CAEViT` or :class:`TimmEncoder`.
         target_generator: A target of :mod:`mmcae.models.targets`. None for a model that only predicts.
         complementary: Use each mask twice: the patches that one half hides are what the other half sees. Every image gives two
             predictions, with its target computed once. Masks have to hide one half of the patches.
@@ -54,7 +54,9 @@ class MaskedImageModel(BaseSelfSupervisor):
         super().__init__(backbone, target_generator=target_generator, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if not hasattr(self.backbone, 'check_pretrainable'):
             name = type(self.backbone).__name__
-            raise ConfigError(f'{type(self).__name__} encodes the visible patches alone, which {name} cannot: set mmcae.CAEViT')
+            raise ConfigError(
+                f'{type(self).__name__} encodes the visible patches alone, which {name} cannot: set mmcae.CAEViT or mmcae.TimmEncoder'
+            )
         self.backbone.check_pretrainable()
         self.complementary, self.weight_init = complementary, weight_init
         if self.target_generator is not None:

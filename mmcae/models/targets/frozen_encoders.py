@@ -40,7 +40,7 @@ def build_teacher(model: dict | None, checkpoint: str | Path | None, projected: 
     if model is None:
         if checkpoint is None:
             raise ConfigError('Teacher needs a model, or a checkpoint that describes one')
-        model = read_weights(checkpoint).spec().config()
+        model = read_weights(checkpoint).encoder_config()
     settings = dict(model)
     kind = settings.pop('type', None)
     if kind == 'clip':
@@ -170,7 +170,7 @@ class OwnEncoder(FrozenEncoder):
             load_encoder(self.model, checkpoint)
         spec = self.model.spec
         self.img_size, self.downsample, self.in_channels = spec.img_size, spec.patch_size, spec.in_channels
-        self.has_cls, self.prefix = spec.num_prefix_tokens > 0, spec.num_prefix_tokens
+        self.has_cls, self.prefix = self.model.has_cls, spec.num_prefix_tokens
         if spec.view:
             self.mean, self.std = spec.view.mean, spec.view.std
 

@@ -145,7 +145,7 @@ def test_out_indices():
     maps = model(x)
     assert len(maps) == 3
     torch.testing.assert_close(maps[2], make(out_type='featmap')(x)[0])
-    tokens, grid = model.embed(x)
+    tokens, grid, _ = model.embed(x)
     torch.testing.assert_close(maps[0].flatten(2).transpose(1, 2), model.blocks[0](tokens, grid)[:, 1:])
     plain = make(out_type='featmap', out_indices=(0, 1, 2), final_norm=False)
     assert isinstance(plain.norm, nn.Identity)

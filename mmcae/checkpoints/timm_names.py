@@ -1,0 +1,173 @@
+"""What the tensors of plain ViTs are called by timm, Meta (DINOv2, DINOv3) and Hugging Face, and the way from each layout to timm's."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from ..utils.errors import CheckpointError
+from .reading import StateDict
+
+VIT = 'vit.'  # the part of TimmEncoder that is timm's model
+# What stands behind the tokens of an encoder, and what only a pretraining of theirs uses.
+HEADS = (
+    'head.',
+    'head_dist.',
+    'attn_pool.',
+    'pre_logits.',
+    'classifier.',
+    'pooler.',
+    'local_cls_norm.',
+    'mask_token',
+    'embeddings.mask_token',
+)
+# Recomputed: tables of rotary positions, and the mask of Meta's fused bias.
+BUFFERS = re.compile(r'(rope_embed\.periods|.*\.qkv\.bias_mask|rope\.(?!freqs).*|.*rope_embeddings\..*)$')
+CHUNK = re.compile(r'^blocks\.\d+\.(\d+)\.')  # DINOv2's training keeps its blocks in chunks
+
+HUGGING_FACE = (
+    ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.position_embeddings', 'pos_embed'),
+    ('embeddings.register_tokens', 'reg_token'),
+    ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'),
+    ('embeddings.patch_embeddings.', 'patch_embed.proj.'),
+    ('layernorm.', 'norm.'),
+    ('norm.', 'norm.'),
+    ('encoder.relative_position_bias.relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'),
+)
+HUGGING_FACE_BLOCK = (
+    ('attention.attention.relative_position_bias.relative_position_bias_table', 'attn.relative_position_bias_table'),
+    ('attention.output.dense.', 'attn.proj.'),
+    ('attention.o_proj.', 'attn.proj.'),
+    ('layernorm_before.', 'norm1.'),
+    ('layernorm_after.', 'norm2.'),
+    ('norm1.', 'norm1.'),
+    ('norm2.', 'norm2.'),
+    ('intermediate.dense.', 'mlp.fc1.'),
+    ('output.dense.', 'mlp.fc2.'),
+    ('mlp.fc1.', 'mlp.fc1.'),
+    ('mlp.fc2.', 'mlp.fc2.'),
+    ('mlp.weights_in.', 'mlp.fc1.'),
+    ('mlp.weights_out.', 'mlp.fc2.'),
+    ('mlp.gate_proj.', 'mlp.fc1_g.'),
+    ('mlp.down_proj.', 'mlp.fc2.'),
+    ('lambda_1', 'gamma_1'),
+    ('lambda_2', 'gamma_2'),
+)
+HUGGING_FACE_LAYER = re.compile(r'^(?:encoder\.)?layer\.(\d+)\.')
+QUERY_KEY_VALUE = re.compile(r'attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(weight|bias)$')
+
+
+def layout_of(state: Mapping) -> str:
+    """Whose names the tensors of a plain ViT have: 'timm', 'dinov2' or 'dinov3' (Meta's), or 'huggingface'."""
+    if 'embeddings.cls_token' in state:
+        return 'huggingface'
+    if 'storage_tokens' in state or 'rope_embed.periods' in state or any(key.endswith('.qkv.bias_mask') for key in state):
+        return 'dinov3'
+    if 'mask_token' in state and 'blocks.0.attn.q_bias' not in state or any(CHUNK.match(key) for key in state):
+        return 'dinov2'
+    return 'timm'
+
+
+def to_timm_names(state: Mapping) -> StateDict:
+    """The tokens' part of a plain ViT under timm's names, classifiers and pooling left out.
+
+    Args:
+        state: Of any of the layouts of :func:`layout_of`.
+
+    Raises:
+        CheckpointError: A key of Hugging Face's layout that is not known.
+    """
+    layout = layout_of(state)
+    state = {key: value for key, value in state.items() if not key.startswith(HEADS) and not BUFFERS.match(key)}
+    if layout == 'huggingface':
+        return from_hugging_face(state)
+    if layout == 'timm':
+        return state
+    state = {CHUNK.sub(r'blocks.\1.', key): value for key, value in state.items()}
+    return from_dinov3(state) if layout == 'dinov3' else from_dinov2(state)
+
+
+def from_dinov2(state: Mapping) -> StateDict:
+    """Meta's DINOv2: SwiGLU has other names; with registers timm keeps the position of cls in the cls token."""
+    renamed = {key.replace('.mlp.w12.', '.mlp.fc1.').replace('.mlp.w3.', '.mlp.fc2.'): value for key, value in state.items()}
+    return registers_behind_positions(renamed, 'register_tokens')
+
+
+def from_dinov3(state: Mapping) -> StateDict:
+    """Meta's DINOv3: layer scale and registers have other names, and the bias of the keys is masked out."""
+    names = (('storage_tokens', 'reg_token'), ('.ls1.gamma', '.gamma_1'), ('.ls2.gamma', '.gamma_2'), ('.mlp.w1.', '.mlp.fc1_g.'))
+    names += (('.mlp.w2.', '.mlp.fc1_x.'), ('.mlp.w3.', '.mlp.fc2.'))
+    renamed = {}
+    for key, value in state.items():
+        if key.endswith('.qkv.bias'):
+            query, _, value_bias = value.chunk(3)
+            block = key.removesuffix('qkv.bias')
+            renamed |= {f'{block}q_bias': query, f'{block}v_bias': value_bias}
+            continue
+        for theirs, ours in names:
+            key = key.replace(theirs, ours)
+        renamed[key] = value
+    return without_zero_biases(renamed)
+
+
+def without_zero_biases(state: StateDict) -> StateDict:
+    """DINOv3's distilled models have learnt zero biases of queries and values, and timm's models for them have none."""
+    biases = [key for key in state if key.endswith(('.q_bias', '.v_bias'))]
+    if any(bool(state[key].any()) for key in biases):
+        return state
+    return {key: value for key, value in state.items() if key not in set(biases)}
+
+
+def registers_behind_positions(state: StateDict, name: str) -> StateDict:
+    """DINOv2 with registers: positions are added to cls and patches before the registers come in; timm adds none to either."""
+    if name not in state:
+        return state
+    state = dict(state)
+    table = state.pop('pos_embed')
+    return {
+        **state_without(state, name, 'cls_token'),
+        'reg_token': state[name],
+        'cls_token': state['cls_token'] + table[:, :1],
+        'pos_embed': table[:, 1:],
+    }
+
+
+def state_without(state: Mapping, *names: str) -> StateDict:
+    """A state dict without some tensors."""
+    return {key: value for key, value in state.items() if key not in names}
+
+
+def from_hugging_face(state: Mapping) -> StateDict:
+    """Hugging Face's ViT, DINOv2 and DINOv3 under timm's names; their BEiT under timm's BEiT's, which are CAE's too."""
+    gated = any('.mlp.gate_proj.' in key for key in state)
+    dinov3 = any('.attention.o_proj.' in key for key in state)
+    renamed, parts = {}, {}
+    for key, value in state.items():
+        layer = HUGGING_FACE_LAYER.match(key)
+        block, rest = (f'blocks.{layer[1]}.', key[layer.end() :]) if layer else ('', key)
+        found = QUERY_KEY_VALUE.match(rest)
+        if found:
+            parts[block, found[2], found[1][0]] = value
+            continue
+        scale = re.match(r'layer_scale([12])\.lambda1$', rest)
+        if scale:
+            renamed[f'{block}gamma_{scale[1]}' if dinov3 else f'{block}ls{scale[1]}.gamma'] = value
+            continue
+        table = HUGGING_FACE_BLOCK if layer else HUGGING_FACE
+        table = (*table, ('mlp.up_proj.', 'mlp.fc1_x.' if gated else 'mlp.fc1.'))
+        ours = next((ours + rest.removeprefix(theirs) for theirs, ours in table if rest.startswith(theirs)), None)
+        if ours is None:
+            raise CheckpointError(f"The key {key!r} belongs to no part of Hugging Face's ViT, DINOv2, DINOv3 or BEiT that is known here")
+        renamed[block + ours] = value
+    for block in {block for block, _, _ in parts}:
+        weights = [parts[block, 'weight', letter] for letter in 'qkv']
+        biases = {letter: parts.get((block, 'bias', letter)) for letter in 'qkv'}
+        renamed[f'{block}attn.qkv.weight'] = torch.cat(weights)
+        if biases['k'] is not None:
+            renamed[f'{block}attn.qkv.bias'] = torch.cat(list(biases.values()))
+        elif biases['q'] is not None:
+            renamed |= {f'{block}attn.q_bias': biases['q'], f'{block}attn.v_bias': biases['v']}
+    if dinov3:
+        return without_zero_biases(renamed)
+    return registers_behind_positions(renamed, 'reg_token')
