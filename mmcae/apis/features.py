@@ -37,8 +37,8 @@ def extract_features(
     224 pixels are the centre of 256, and normalised.
 
     Args:
-        source: A checkpoint (a path, or its content) of any layout that :func:`mmcae.apis.load_encoder` reads; or an encoder, which computes in
-            its own dtype and is left as it is.
+        source: A checkpoint (a path, or its content) of any layout that :func:`mmcae.apis.load_encoder` reads; or an encoder, which
+            computes in its own dtype and is left as it is.
         images: Many images or one, of any sizes: files by name, as bytes or open; PIL images of any mode; arrays (H, W, C) or (B, H, W, C);
             tensors (C, H, W) or (B, C, H, W). Arrays and tensors hold uint8, or floats in [0, 1], in RGB or whatever channels the encoder
             has. May be a generator: one batch is in memory at a time.

@@ -9,7 +9,7 @@ from torch import nn
 from ..utils.errors import CheckpointError
 from .spec import EncoderSpec, Origin
 from .tables import grid_of_table
-from .timm_names import HEADS, VIT, layout_of
+from .timm_names import HEADS, VIT
 from .weights import Weights, read_weights
 
 OPTIONS = {'checkpoint', 'allow_missing', 'prefix', 'norm'}
@@ -87,8 +87,7 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
         state = {kept + key.removeprefix(other) if key.startswith(other) else key: value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith(other)}
     if theirs is None:
-        library = layout_of(weights.place.state) if weights.place.kind in ('encoder', 'huggingface') else 'mmcae'
-        theirs = ours.replaced(origin=Origin(library=library), view=weights.view or ours.view)
+        theirs = ours.replaced(origin=Origin(library=weights.library), view=weights.view or ours.view)
     table = state.get('pos_embed')
     if table is not None and weights.described is None:
         prefix = ours.num_prefix_tokens if table.shape[1] != ours.grid[0] * ours.grid[1] else 0

@@ -187,9 +187,8 @@ def by_tensors(state: StateDict, origin: str, img_size: tuple[int, int] | None) 
 def name_of_model(found: Mapping, family: str, sizes: tuple[str, ...]) -> tuple[str, dict]:
     """The name in timm, and the arguments in which an encoder differs from the model of that name."""
     own = {name: found[name] for name in ('embed_dim', 'depth', 'num_heads')}
-    size = next((size for size in sizes if SIZES[size] == own), None)
-    defaults = FAMILIES[family] | (SIZES[size] if size else {})
-    size = size or ('small' if 'small' in sizes else sizes[0])
+    size = next((size for size in sizes if SIZES[size] == own), 'small' if 'small' in sizes else sizes[0])
+    defaults = FAMILIES[family] | SIZES[size]
     if size == 'giant':
         defaults = defaults | dict(mlp_layer='SwiGLUPacked', act_layer='silu', mlp_ratio=GIANT_RATIO)
         if int(found['mlp_ratio'] * found['embed_dim']) == int(GIANT_RATIO * found['embed_dim']):

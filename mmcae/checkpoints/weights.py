@@ -15,7 +15,7 @@ from .renaming import cae_of, encoder_of, left_out, one_norm, to_mmcae, without_
 from .spec import META, EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
 from .timm_models import TimmModel, is_released_vit, preprocessor_view, timm_model_of
-from .timm_names import to_timm_names
+from .timm_names import layout_of, to_timm_names
 
 METHOD = 'method'  # the place of the method's description in the metadata
 NEEDED = ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.0.attn.q_bias', 'blocks.0.mlp.fc1.weight')
@@ -50,22 +50,29 @@ class Weights:
         """Whether the encoder is one for TimmEncoder: described as such, or a released ViT that has parts other than CAE's."""
         if self.described is not None:
             return self.described.type == 'TimmEncoder'
-        if self.place.kind == 'mmcae':
-            return any(key.startswith(TIMM_BACKBONE) for key in self.state)
-        return self.place.kind in ('encoder', 'huggingface') and is_released_vit(self.vit)
+        return self.place.kind in ('mmcae', 'encoder', 'huggingface') and is_released_vit(self.vit)
 
     @property
     def vit(self) -> StateDict:
         """The encoder alone under timm's names.
 
         Raises:
-            CheckpointError: It is one of CAE's or mmpretrain's layout.
+            CheckpointError: It is one of the authors' or mmpretrain's layout.
         """
-        if self.place.kind == 'mmcae' and any(key.startswith(TIMM_BACKBONE) for key in self.place.state):
-            return {key.removeprefix(TIMM_BACKBONE): value for key, value in self.place.state.items() if key.startswith(TIMM_BACKBONE)}
-        if self.place.kind not in ('encoder', 'huggingface'):
+        state = self.place.state
+        if self.place.kind == 'mmcae':
+            prefix = TIMM_BACKBONE if any(key.startswith(TIMM_BACKBONE) for key in state) else 'backbone.'
+            state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        elif self.place.kind not in ('encoder', 'huggingface'):
             raise CheckpointError(f'{self.origin} holds an encoder of the layout {self.place.kind!r}: build it as mmcae.CAEViT')
-        return to_timm_names(one_norm(self.place.state, self.norm))
+        return to_timm_names(one_norm(state, self.norm))
+
+    @property
+    def library(self) -> str:
+        """Whose names the encoder has: 'timm', 'dinov2', 'dinov3', 'huggingface', or those of :func:`.layouts.library_of`."""
+        if not self.is_vit:
+            return library_of(self.place.kind)
+        return layout_of({key.removeprefix('backbone.'): value for key, value in self.place.state.items()})
 
     def timm_model(self, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None) -> TimmModel:
         """The model of timm for the encoder; the arguments are those of :meth:`spec`.
@@ -162,7 +169,11 @@ class Weights:
             heads = state['blocks.0.attn.relative_position_bias_table'].shape[1]
         pixels = tuple(cells * size for cells, size in zip(grid, patch, strict=True))
         view = preprocessor_view(self.config['preprocessor'], pixels) if 'preprocessor' in self.config else None
-        return EncoderSpec(num_heads=heads, img_size=pixels, view=view, origin=Origin(library=library_of(self.place.kind)), **sizes)
+        eps = self.config.get('layer_norm_eps', 1e-6)
+        arguments = {} if eps == 1e-6 else dict(norm_eps=eps)
+        return EncoderSpec(
+            num_heads=heads, img_size=pixels, arguments=arguments, view=view, origin=Origin(library=library_of(self.place.kind)), **sizes
+        )
 
     def decoder_heads(self, num_heads: int | None = None) -> int:
         """Heads of regressor and decoder.

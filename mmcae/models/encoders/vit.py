@@ -68,6 +68,7 @@ class CAEViT(Encoder):
         out_type: What :meth:`forward` gives for each of them: 'cls_token' (B, C); 'avg_featmap' (B, C), the final norm of the mean
             over the patch tokens; 'featmap' (B, C, h, w), contiguous; 'raw' (B, 1 + h * w, C), the cls token first.
         final_norm: Apply the final LN to the output of the last block. The dense protocols of the paper do without.
+        norm_eps: Added to variances in all norms; Hugging Face's BEiT has 1e-12.
         frozen_stages: Number of blocks, from the first, that are not trained and stay in eval mode, together with the embeddings;
             all blocks freeze the final norm too. -1: nothing is frozen.
         with_cp: Recompute the blocks' activations in the backward pass to save memory (gradient checkpointing).
@@ -93,6 +94,7 @@ class CAEViT(Encoder):
         out_indices: int | Sequence[int] = -1,
         out_type: str = 'cls_token',
         final_norm: bool = True,
+        norm_eps: float = LAYER_NORM_EPS,
         frozen_stages: int = -1,
         with_cp: bool = False,
         init_cfg: dict | None = None,
@@ -129,6 +131,10 @@ class CAEViT(Encoder):
             for window, rate in zip(windows, drop_path_rates(drop_path_rate, self.num_layers), strict=True)
         )
         self.norm = nn.LayerNorm(self.embed_dims, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = norm_eps
+        self.norm_eps = norm_eps
         init_stack(self)
         self.freeze()
 
@@ -149,6 +155,7 @@ class CAEViT(Encoder):
             window_size=self.window_size,
             global_blocks=self.global_blocks,
             final_norm=not isinstance(self.norm, nn.Identity),
+            arguments={} if self.norm_eps == LAYER_NORM_EPS else dict(norm_eps=self.norm_eps),
             view=self.view,
             origin=self.origin,
         )

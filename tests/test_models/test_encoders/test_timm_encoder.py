@@ -128,7 +128,7 @@ def test_arguments_are_timms_and_are_kept():
     [
         ('resnet50', {}, 'resnet50 is no plain ViT: it is of timm.models.resnet. TimmEncoder takes'),
         ('swin_tiny_patch4_window7_224', {}, 'is no plain ViT: it is of timm.models.swin_transformer'),
-        ('vit_small_r26_s32_224', {}, 'its patches go through a HybridEmbed'),
+        ('vit_small_r26_s32_224', {}, 'is no plain ViT: it is of timm.models.vision_transformer_hybrid'),
         ('vit_relpos_small_patch16_224', {}, 'is no plain ViT: it is of timm.models.vision_transformer_relpos'),
         ('beit_base_patch16_224', {}, 'for BEiT use mmcae.CAEViT'),
         ('vit_smal_patch16_224', {}, "timm has no model 'vit_smal_patch16_224'; did you mean 'vit_small_patch16_224'"),

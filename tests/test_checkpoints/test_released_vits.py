@@ -1,0 +1,264 @@
+"""Released ViTs of timm, Meta and Hugging Face: recognised, loaded strictly, with their normalisation, and the same features as there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmcae.apis import load_encoder
+from mmcae.checkpoints import read_weights
+from mmcae.models import CAEViT, TimmEncoder
+from mmcae.utils.errors import CheckpointError, ConfigError
+
+FOLDERS = Path(__file__).parents[1] / 'reference/huggingface'
+IMAGENET = (123.675, 116.28, 103.53)
+
+
+def vit(name, depth=2, embed_dim=128, num_heads=2, seed=0, **settings):
+    torch.manual_seed(seed)
+    model = timm.create_model(name, depth=depth, embed_dim=embed_dim, num_heads=num_heads, num_classes=0, **settings).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+def assert_same(encoder, model):
+    size = model.patch_embed.img_size
+    images = torch.randn(1, 3, *size)
+    assert isinstance(encoder, TimmEncoder)
+    torch.testing.assert_close(encoder.encode(images), model.forward_features(images), rtol=1e-5, atol=1e-5)
+
+
+# ---------------------------------------------------------------- timm's names
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings', 'wanted'),
+    [
+        ('vit_small_patch16_224', dict(img_size=64, num_heads=4), 'vit_small_patch16_224'),
+        ('deit3_small_patch16_224', dict(img_size=64), 'vit_small_patch16_224'),
+        ('vit_small_patch14_dinov2', dict(img_size=56), 'vit_small_patch14_dinov2'),
+        ('vit_small_patch14_reg4_dinov2', dict(img_size=56), 'vit_small_patch14_reg4_dinov2'),
+        ('vit_giant_patch14_dinov2', dict(img_size=56), 'vit_giant_patch14_dinov2'),
+        ('vit_small_patch16_dinov3', dict(img_size=64), 'vit_small_patch16_dinov3'),
+        ('vit_small_plus_patch16_dinov3_qkvb', dict(img_size=64), 'vit_small_plus_patch16_dinov3'),
+        ('eva02_small_patch14_224', dict(img_size=56, global_pool='token'), 'eva02_small_patch14_224'),
+        ('eva02_base_patch14_224', dict(img_size=56, global_pool='token'), 'eva02_base_patch14_224'),
+        ('vit_large_patch16_224', dict(img_size=64, init_values=1e-5, dynamic_img_size=True), 'vit_small_patch16_224'),
+    ],
+)
+def test_timms_files(tmp_path, name, settings, wanted):
+    model = vit(name, **settings)
+    torch.save(model.state_dict() | {'head.weight': torch.zeros(3, 128)}, tmp_path / 'model.pth')
+    given = {}
+    if read_weights(tmp_path / 'model.pth').timm_model().arguments['num_heads'] != settings.get('num_heads', 2):
+        with pytest.raises(CheckpointError, match='does not tell the number of heads of its encoder'):
+            load_encoder(tmp_path / 'model.pth')
+        given = dict(num_heads=settings.get('num_heads', 2))
+    if 'eva02' in name:
+        given['global_pool'] = 'token'
+    if 'dinov3' in name:
+        given['img_size'] = 64
+    encoder = load_encoder(tmp_path / 'model.pth', **given)
+    assert encoder.model_name == wanted and encoder.spec.view.mean == IMAGENET
+    assert_same(encoder, model)
+
+
+def test_names_without_arguments():
+    """What has the sizes of a model of timm gets its name alone."""
+    with torch.device('meta'):
+        for name in ('vit_base_patch16_224', 'vit_large_patch14_reg4_dinov2', 'vit_giant_patch14_dinov2', 'vit_huge_plus_patch16_dinov3'):
+            state = timm.create_model(name, num_classes=0).state_dict()
+            found = read_weights({key: value for key, value in state.items()}).timm_model()
+            assert found.arguments == dict(model_name=name)
+        uni2 = dict(img_size=224, patch_size=14, depth=24, num_heads=24, init_values=1e-5, embed_dim=1536, mlp_ratio=2.66667 * 2)
+        uni2 |= dict(no_embed_class=True, mlp_layer=timm.layers.SwiGLUPacked, act_layer=torch.nn.SiLU, reg_tokens=8)
+        state = timm.create_model('vit_giant_patch14_224', num_classes=0, **uni2).state_dict()
+    found = read_weights(dict(state)).timm_model().arguments
+    assert found == dict(model_name='vit_giant_patch14_reg4_dinov2', depth=24, reg_tokens=8, img_size=224)
+
+
+def test_a_folder_of_timms_hub(tmp_path):
+    """UNI: pytorch_model.bin beside timm's config.json."""
+    model = vit('vit_large_patch16_224', img_size=64, init_values=1e-5, dynamic_img_size=True, num_heads=8)
+    torch.save(model.state_dict(), tmp_path / 'pytorch_model.bin')
+    arguments = dict(img_size=64, init_values=1e-5, num_classes=0, dynamic_img_size=True, depth=2, embed_dim=128, num_heads=8)
+    cfg = dict(mean=[0.7, 0.6, 0.5], std=[0.2, 0.2, 0.2], input_size=[3, 64, 64], crop_pct=1.0, interpolation='bilinear')
+    config = dict(architecture='vit_large_patch16_224', global_pool='token', model_args=arguments, pretrained_cfg=cfg)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    for source in (tmp_path, tmp_path / 'pytorch_model.bin'):
+        encoder = load_encoder(source)
+        assert_same(encoder, model)
+        assert encoder.spec.view.mean == (178.5, 153.0, 127.5) and encoder.spec.view.interpolation == 'bilinear'
+        assert encoder.spec.num_heads == 8 and encoder.model_name == 'vit_large_patch16_224'
+
+
+# ---------------------------------------------------------------- Meta's names
+
+
+def meta_dinov2(model, registers):
+    """The same weights under DINOv2's names, as its own repository writes them."""
+    state = dict(model.state_dict(), mask_token=torch.zeros(1, model.embed_dim))
+    if registers:
+        state['register_tokens'] = state.pop('reg_token')
+        position = torch.randn(1, 1, model.embed_dim)
+        state['cls_token'] = state['cls_token'] - position
+        state['pos_embed'] = torch.cat((position, state['pos_embed']), dim=1)
+    if hasattr(model.blocks[0].mlp, 'chunk_dim'):
+        state = {key.replace('mlp.fc1.', 'mlp.w12.').replace('mlp.fc2.', 'mlp.w3.'): value for key, value in state.items()}
+    return state
+
+
+def meta_dinov3(model):
+    """The same weights under DINOv3's names."""
+    state = {'mask_token': torch.zeros(1, model.embed_dim), 'rope_embed.periods': torch.randn(16)}
+    names = {'reg_token': 'storage_tokens', 'gamma_1': 'ls1.gamma', 'gamma_2': 'ls2.gamma', 'fc1_g': 'w1', 'fc1_x': 'w2'}
+    gated = hasattr(model.blocks[0].mlp, 'fc1_g')
+    for key, value in model.state_dict().items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        state[key.replace('mlp.fc2', 'mlp.w3') if gated else key] = value
+    for number in range(len(model.blocks)):
+        block = f'blocks.{number}.attn.'
+        biases = [state.pop(f'{block}{name}_bias', torch.zeros(model.embed_dim)) for name in 'qv']
+        state[f'{block}qkv.bias'] = torch.cat((biases[0], torch.randn(model.embed_dim), biases[1]))
+        state[f'{block}qkv.bias_mask'] = torch.tensor([1.0, 0, 1]).repeat_interleave(model.embed_dim)
+    return state
+
+
+@pytest.mark.parametrize('name', ['vit_small_patch14_dinov2', 'vit_small_patch14_reg4_dinov2', 'vit_giant_patch14_dinov2'])
+@pytest.mark.parametrize('chunked', [False, True])
+def test_dinov2(tmp_path, name, chunked):
+    model = vit(name, img_size=56)
+    state = meta_dinov2(model, 'reg4' in name)
+    if chunked:  # as its training writes them, inside the teacher
+        state = {key.replace('blocks.0', 'blocks.0.0').replace('blocks.1', 'blocks.0.1'): value for key, value in state.items()}
+        state = dict(teacher={f'backbone.{key}': value for key, value in state.items()})
+    torch.save(state, tmp_path / 'dinov2_vits14_pretrain.pth')
+    encoder = load_encoder(tmp_path / 'dinov2_vits14_pretrain.pth')
+    assert (encoder.model_name, encoder.spec.origin.library, encoder.spec.view.mean) == (name, 'dinov2', IMAGENET)
+    assert_same(encoder, model)
+
+
+@pytest.mark.parametrize('name', ['vit_small_patch16_dinov3', 'vit_small_patch16_dinov3_qkvb', 'vit_small_plus_patch16_dinov3'])
+def test_dinov3(tmp_path, name):
+    model = vit(name, img_size=64)
+    torch.save(meta_dinov3(model), tmp_path / 'dinov3_vits16_pretrain.pth')
+    encoder = load_encoder(tmp_path / 'dinov3_vits16_pretrain.pth', img_size=64)
+    assert (encoder.model_name, encoder.spec.origin.library) == (name.removesuffix('_qkvb'), 'dinov3')
+    assert_same(encoder, model)
+
+
+# ---------------------------------------------------------------- Hugging Face's folders
+
+
+@pytest.mark.parametrize('name', ['vit', 'dinov2', 'dinov2-swiglu', 'dinov2-registers', 'dinov3', 'dinov3-gated', 'beit'])
+@torch.no_grad()
+def test_hugging_face(name):
+    expected = load_file(FOLDERS / name / 'expected.safetensors')
+    for source in (FOLDERS / name, FOLDERS / name / 'model.safetensors'):
+        encoder = load_encoder(source)
+        torch.testing.assert_close(encoder.encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+        assert isinstance(encoder, CAEViT if name == 'beit' else TimmEncoder)
+        assert encoder.spec.origin.library == 'huggingface' and encoder.spec.num_heads == 2
+
+
+@torch.no_grad()
+def test_how_hugging_face_prepares_images(tmp_path):
+    shutil.copytree(FOLDERS / 'vit', tmp_path / 'vit')
+    config = dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, resample=2, size=dict(shortest_edge=40), crop_size=dict(height=32, width=32))
+    (tmp_path / 'vit/preprocessor_config.json').write_text(json.dumps(config | dict(do_center_crop=True)))
+    view = load_encoder(tmp_path / 'vit').spec.view
+    assert (view.mean, view.std, view.interpolation, view.crop_pct, view.size) == ((127.5,) * 3, (127.5,) * 3, 'bilinear', 0.8, (32, 32))
+
+
+@torch.no_grad()
+def test_weights_in_pieces(tmp_path):
+    state = load_file(FOLDERS / 'dinov2/model.safetensors')
+    shutil.copy(FOLDERS / 'dinov2/config.json', tmp_path)
+    names = list(state)
+    for number, part in enumerate((names[::2], names[1::2])):
+        save_file({key: state[key] for key in part}, tmp_path / f'model-{number}.safetensors')
+    listed = {key: f'model-{number % 2}.safetensors' for number, key in enumerate(names)}
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=listed)))
+    expected = load_file(FOLDERS / 'dinov2/expected.safetensors')
+    torch.testing.assert_close(load_encoder(tmp_path).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={**listed, 'more': 'model-0.safetensors'})))
+    with pytest.raises(CheckpointError, match='lacks 1 tensors that .* lists, the first is more'):
+        load_encoder(tmp_path)
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={'a': '../model-0.safetensors'})))
+    with pytest.raises(CheckpointError, match='lists no files of weights'):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('folder', 'changes', 'message'),
+    [
+        ('vit', dict(hidden_act='tanh'), "config.json has hidden_act='tanh'; known are"),
+        ('dinov3-gated', dict(hidden_act='gelu'), 'use_gated_mlp with hidden_act'),
+        ('vit', dict(num_attention_heads=3), 'dim should be divisible by num_heads'),
+    ],
+)
+def test_configs_that_cannot_be_followed(tmp_path, folder, changes, message):
+    shutil.copytree(FOLDERS / folder, tmp_path / folder)
+    path = tmp_path / folder / 'config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        load_encoder(tmp_path / folder)
+
+
+# ---------------------------------------------------------------- strictness, and files of our own
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    state = vit('vit_small_patch14_dinov2', img_size=56).state_dict()
+    state['blocks.1.attn.adapter.weight'] = torch.zeros(2)
+    with pytest.raises(CheckpointError, match='1 unexpected: vit.blocks.1.attn.adapter.weight'):
+        load_encoder(dict(state))
+    del state['blocks.1.attn.adapter.weight']
+    with pytest.raises(CheckpointError, match='was made for 17 patches, which are no square'):
+        load_encoder(dict(state, pos_embed=torch.randn(1, 18, 128)))
+    del state['blocks.1.norm1.weight']
+    with pytest.raises(CheckpointError, match='1 missing: vit.blocks.1.norm1.weight'):
+        load_encoder(dict(state))
+
+
+def test_models_that_tensors_do_not_tell_apart_are_named_by_the_user():
+    model = vit('vit_base_patch16_clip_quickgelu_224', img_size=64)
+    with pytest.raises(CheckpointError, match="a norm in front of its blocks, as CLIP has it, .* model_name='vit_base_patch16_clip_quick"):
+        load_encoder(dict(model.state_dict()))
+    settings = dict(model_name='vit_base_patch16_clip_quickgelu_224', depth=2, embed_dim=128, num_heads=2, img_size=64)
+    assert_same(load_encoder(dict(model.state_dict()), **settings), model)
+
+
+def test_backbones_start_from_released_files(tmp_path):
+    """By init_cfg, with the norm where the model has it, for another image size."""
+    model = vit('vit_small_patch16_224', img_size=64, global_pool='avg', seed=3)
+    torch.save(model.state_dict(), tmp_path / 'model.pth')
+    settings = dict(depth=2, embed_dim=128, num_heads=2, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'model.pth')))
+    encoder = TimmEncoder('vit_small_patch16_224', img_size=96, **settings)
+    encoder.init_weights()
+    assert torch.equal(encoder.vit.norm.weight, model.fc_norm.weight)
+    assert encoder.vit.pos_embed.shape == (1, 37, 128)
+    CAEViT(
+        dict(embed_dims=128, num_layers=2, num_heads=2), img_size=64, layer_scale_init_value=0, init_cfg=settings['init_cfg']
+    ).init_weights()
+
+
+@torch.no_grad()
+def test_our_own_files_describe_themselves(tmp_path):
+    from mmcae.checkpoints import metadata, write_state_dict
+
+    encoder = TimmEncoder('vit_base_patch16_clip_quickgelu_224', depth=2, embed_dim=30, num_heads=3, img_size=64).eval()
+    for path in (tmp_path / 'encoder.safetensors', tmp_path / 'encoder.pth'):
+        write_state_dict(path, encoder.state_dict(), metadata(encoder.spec))
+        again = load_encoder(path)
+        images = torch.randn(1, 3, 64, 64)
+        torch.testing.assert_close(again.encode(images), encoder.encode(images))
+        assert again.spec == encoder.spec
