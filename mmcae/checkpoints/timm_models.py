@@ -12,6 +12,7 @@ from .layouts import TIMM_HEADS
 from .reading import StateDict
 from .spec import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ViewSpec
 from .tables import grid_of_table, square_grid
+from .timm_names import is_packed
 
 SIZES = {
     'tiny': dict(embed_dim=192, depth=12, num_heads=3),
@@ -203,12 +204,6 @@ def equal(first: Any, second: Any) -> bool:
     if isinstance(first, float) and isinstance(second, float):
         return math.isclose(first, second, rel_tol=1e-6)
     return first == second
-
-
-def is_packed(state: Mapping) -> bool:
-    """Whether the MLPs are SwiGLUs whose gate and value are one layer."""
-    first, second = state.get('blocks.0.mlp.fc1.weight'), state.get('blocks.0.mlp.fc2.weight')
-    return first is not None and second is not None and len(first) == 2 * second.shape[1]
 
 
 def ratio(hidden: int, dim: int) -> float:

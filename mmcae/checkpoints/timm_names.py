@@ -25,6 +25,13 @@ HEADS = (
 BUFFERS = re.compile(r'(rope_embed\.periods|.*\.qkv\.bias_mask|rope\.(?!freqs).*|.*rope_embeddings\..*)$')
 CHUNK = re.compile(r'^blocks\.\d+\.(\d+)\.')  # DINOv2's training keeps its blocks in chunks
 
+DINOV3 = (
+    ('storage_tokens', 'reg_token'),
+    ('.ls1.gamma', '.gamma_1'),
+    ('.ls2.gamma', '.gamma_2'),
+    ('.mlp.w1.', '.mlp.fc1_g.'),
+    ('.mlp.w2.', '.mlp.fc1_x.'),
+)
 HUGGING_FACE = (
     ('embeddings.cls_token', 'cls_token'),
     ('embeddings.position_embeddings', 'pos_embed'),
@@ -96,8 +103,6 @@ def from_dinov2(state: Mapping) -> StateDict:
 
 def from_dinov3(state: Mapping) -> StateDict:
     """Meta's DINOv3: layer scale and registers have other names, and the bias of the keys is masked out."""
-    names = (('storage_tokens', 'reg_token'), ('.ls1.gamma', '.gamma_1'), ('.ls2.gamma', '.gamma_2'), ('.mlp.w1.', '.mlp.fc1_g.'))
-    names += (('.mlp.w2.', '.mlp.fc1_x.'), ('.mlp.w3.', '.mlp.fc2.'))
     renamed = {}
     for key, value in state.items():
         if key.endswith('.qkv.bias'):
@@ -105,7 +110,7 @@ def from_dinov3(state: Mapping) -> StateDict:
             block = key.removesuffix('qkv.bias')
             renamed |= {f'{block}q_bias': query, f'{block}v_bias': value_bias}
             continue
-        for theirs, ours in names:
+        for theirs, ours in (*DINOV3, ('.mlp.w3.', '.mlp.fc2.')):
             key = key.replace(theirs, ours)
         renamed[key] = value
     return without_zero_biases(renamed)
@@ -171,3 +176,43 @@ def from_hugging_face(state: Mapping) -> StateDict:
     if dinov3:
         return without_zero_biases(renamed)
     return registers_behind_positions(renamed, 'reg_token')
+
+
+def is_packed(state: Mapping) -> bool:
+    """Whether the MLPs are SwiGLUs whose gate and value are one layer."""
+    first, second = state.get('blocks.0.mlp.fc1.weight'), state.get('blocks.0.mlp.fc2.weight')
+    return first is not None and second is not None and len(first) == 2 * second.shape[1]
+
+
+# ---------------------------------------------------------------- and back
+
+
+def to_dinov2(state: Mapping) -> StateDict:
+    """timm's names under those of Meta's DINOv2. With registers, the position of cls stays in the cls token, and is zero in the table."""
+    state = dict(state)
+    width = state['cls_token'].shape[-1]
+    if is_packed(state):
+        state = {key.replace('.mlp.fc1.', '.mlp.w12.').replace('.mlp.fc2.', '.mlp.w3.'): value for key, value in state.items()}
+    if 'reg_token' in state:
+        state['register_tokens'] = state.pop('reg_token')
+        state['pos_embed'] = torch.cat((torch.zeros(1, 1, width), state['pos_embed']), dim=1)
+    return {**state, 'mask_token': torch.zeros(1, width)}
+
+
+def to_dinov3(state: Mapping) -> StateDict:
+    """timm's names under those of Meta's DINOv3, with the mask that hides the bias of the keys; biases that timm leaves out are zero."""
+    width = state['cls_token'].shape[-1]
+    renamed = {'mask_token': torch.zeros(1, width)}
+    gated = 'blocks.0.mlp.fc1_g.weight' in state
+    for key, value in state.items():
+        if key.endswith(('.q_bias', '.v_bias')):
+            continue
+        for theirs, ours in DINOV3:
+            key = key.replace(ours, theirs)
+        renamed[key.replace('.mlp.fc2.', '.mlp.w3.') if gated else key] = value
+        if key.endswith('.attn.qkv.weight'):
+            block, inner = key.removesuffix('qkv.weight'), len(value) // 3
+            query, own = (state.get(f'{block}{letter}_bias', torch.zeros(inner)) for letter in 'qv')
+            renamed[f'{block}qkv.bias'] = torch.cat((query, torch.zeros(inner), own))
+            renamed[f'{block}qkv.bias_mask'] = torch.tensor([1.0, 0.0, 1.0]).repeat_interleave(inner)
+    return renamed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 CUBIC = -0.75  # the coefficient of torch's bicubic kernel
+PIL_CUBIC = -0.5  # that of its antialiased one, which is PIL's
 
 
 def is_open(*sizes) -> bool:
@@ -21,19 +22,23 @@ def is_recorded() -> bool:
     return torch.jit.is_tracing() or exporting()
 
 
-def resize_to_open_grid(table: Tensor, source: tuple[int, int], grid: tuple) -> Tensor:
+def resize_to_open_grid(table: Tensor, source: tuple[int, int], grid: tuple, antialiased: bool = False) -> Tensor:
     """What `resize_position_table` does by scale, for a grid that is open, by matrices that sample rows and columns.
 
     Args:
         table: (1, h * w, C).
         source: (h, w) of the table.
         grid: (h, w) wanted; either may be open.
+        antialiased: Resize by size and antialiased, as timm does it, in place of by scale.
 
     Returns:
         (1, grid[0] * grid[1], C). The table's own values where the grids turn out to be equal.
     """
     places = [torch.arange(size, device=table.device, dtype=table.dtype) for size in grid]
     last = [place.amax(0) for place in places]
+    if antialiased:
+        rows, columns = (antialiasing_matrix(*each) for each in zip(places, source, last, strict=True))
+        return torch.einsum('ia,jb,abc->ijc', rows, columns, table.unflatten(1, source)[0]).flatten(0, 1)[None]
     same = (last[0] == source[0] - 1) & (last[1] == source[1] - 1)
     rows, columns = (
         torch.where(same, cells(place, size), sampling_matrix(place, size, (end + 1.1) / size))
@@ -55,6 +60,17 @@ def sampling_matrix(places: Tensor, size: int, scale: Tensor) -> Tensor:
         weight = torch.where(distance <= 1, near, far)
         matrix = matrix + weight[:, None] * cells((left + offset).clamp(0, size - 1), size)
     return matrix
+
+
+def antialiasing_matrix(places: Tensor, size: int, last: Tensor) -> Tensor:
+    """Weights (n, size) by which `interpolate(mode='bicubic', antialias=True)` makes n cells out of `size`."""
+    step = size / (last + 1)
+    centres = (places + 0.5) * step - 0.5
+    distance = ((centres[:, None] - torch.arange(size, device=places.device, dtype=places.dtype)) / step.clamp(min=1)).abs()
+    near = ((PIL_CUBIC + 2) * distance - (PIL_CUBIC + 3)) * distance**2 + 1
+    far = PIL_CUBIC * (((distance - 5) * distance + 8) * distance - 4)
+    weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def cells(places: Tensor, size: int) -> Tensor:

@@ -306,7 +306,7 @@ def test_encoders_that_cannot_be_used(tiny_cae, images):
     with pytest.raises(ConfigError, match='got a CAE: give its encoder, such as its `backbone`'):
         extract_features(tiny_cae(), images)
     for source in (None, 3, ['a.pth']):
-        with pytest.raises(ConfigError, match='Features come from a checkpoint or a CAEViT; got a'):
+        with pytest.raises(ConfigError, match='Features come from a checkpoint or an encoder; got a'):
             extract_features(source, images)
     with pytest.raises(CheckpointError, match='no checkpoint .*absent.pth'):
         extract_features('~/absent.pth', images)

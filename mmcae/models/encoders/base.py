@@ -169,7 +169,7 @@ class Encoder(BaseModule):
             near = 'x'.join(str(max(1, round(side / patch)) * patch) for side, patch in zip(size, self.patch_size, strict=True))
             raise ConfigError(
                 f'Images of {height}x{width} pixels (height x width) are not tiled by patches of {"x".join(map(str, self.patch_size))}: '
-                f'resize, crop or pad them to a multiple of it, such as {near} (e.g. by pad_size_divisor in the data preprocessor).'
+                f'resize, crop or pad them to a multiple of the patch size, such as {near} (by pad_size_divisor of the data preprocessor)'
             )
         return height // self.patch_size[0], width // self.patch_size[1]
 

@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 from mmengine.utils import to_2tuple
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import PatchEmbed, RotaryEmbeddingDinoV3, resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
@@ -15,11 +15,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ...checkpoints import EncoderSpec, ViewSpec, load_encoder, pretrained_source
-from ...checkpoints.tables import resize_position_table
 from ...checkpoints.timm_names import VIT
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError, nearest
-from ...utils.open_sizes import is_open
+from ...utils.open_sizes import is_open, resize_to_open_grid
 from .base import Encoder
 from .layers import pick
 
@@ -181,21 +180,31 @@ class TimmEncoder(Encoder):
         """The same for an exporter that leaves the image size open, which timm's resizing does not allow.
 
         Raises:
-            ConfigError: The positions are rotary.
+            ConfigError: The positions are rotary, and not DINOv3's.
         """
         vit = self.vit
-        if getattr(vit, 'rope', None) is not None:
-            raise ConfigError(f'{self.model_name} has rotary positions, which are computed for one image size: export it for a fixed size')
+        rope = None if getattr(vit, 'rope', None) is None else self.open_rope(vit.rope, grid)
         x = x.flatten(1, 2)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (vit.cls_token, getattr(vit, 'reg_token', None)) if token is not None]
         if vit.pos_embed is None:
-            return torch.cat([*prefix, x], dim=1), None
+            return torch.cat([*prefix, x], dim=1), rope
         own = 0 if vit.no_embed_class else self.num_prefix_tokens
-        x = x + resize_position_table(vit.pos_embed[:, own:], self.grid, grid)
+        x = x + resize_to_open_grid(vit.pos_embed[:, own:], self.grid, grid, antialiased=True)
         if prefix:
             front = torch.cat(prefix, dim=1)
             x = torch.cat((front + vit.pos_embed[:, :own] if own else front, x), dim=1)
-        return x, None
+        return x, rope
+
+    def open_rope(self, rope: nn.Module, grid: tuple) -> Tensor:
+        """DINOv3's rotary embedding (N, d) for a grid that is left open: places in [-1, 1] along each side."""
+        if type(rope) is not RotaryEmbeddingDinoV3 or rope.normalize_coords != 'separate' or rope.grid_offset:
+            raise ConfigError(
+                f'{self.model_name} has rotary positions of another kind than DINOv3, which are exported for no open image size'
+            )
+        places = [torch.arange(size, device=rope.periods.device, dtype=rope.periods.dtype) for size in grid]
+        places = [(2 * place + 1) / (place.amax(0) + 1) - 1 for place in places]
+        rows, columns = torch.meshgrid(*places, indexing=rope.grid_indexing)
+        return torch.cat(rope._get_pos_embed_from_coords(torch.stack((rows.flatten(), columns.flatten()), dim=1)), dim=-1)
 
     # ------------------------------------------------------------ weights
 
