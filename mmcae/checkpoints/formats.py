@@ -40,18 +40,8 @@ def export_encoder(encoder: nn.Module, out: str | Path, to: str, overwrite: bool
         CheckpointError: The format cannot express the encoder, the message says which part; `out` exists, or its name has another ending
             than the format's.
     """
-    if to not in FORMATS:
-        raise CheckpointError(f'There is no format {to!r}; there are {", ".join(FORMATS)}')
-    write, endings = FORMATS[to]
     out = Path(out)
-    if endings and out.suffix not in endings:
-        raise CheckpointError(f'{out}: {to} is written to a file whose name ends in {" or ".join(endings)}')
-    if out.exists() and not overwrite:
-        raise CheckpointError(f'{out} exists: give another name, or --overwrite to replace it')
-    if out.is_dir() and not endings and any(path.name not in OURS for path in out.iterdir()):
-        raise CheckpointError(f'{out} is a folder with other files in it, which would be lost: give another name')
-    if out.is_dir() and endings:
-        raise CheckpointError(f'{out} is a folder, and {to} is written to a file: give another name')
+    write, endings = check_output(out, to, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     training = encoder.training
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as folder:
@@ -66,6 +56,28 @@ def export_encoder(encoder: nn.Module, out: str | Path, to: str, overwrite: bool
             shutil.rmtree(out)
         made.replace(out)
     return [line.replace('{out}', str(out)) for line in report]
+
+
+def check_output(out: Path, to: str, overwrite: bool) -> tuple[Callable, tuple[str, ...]]:
+    """What writes a format, and the endings of its file, if `out` can be written.
+
+    Raises:
+        CheckpointError: It cannot, see :func:`export_encoder`.
+    """
+    if to not in FORMATS:
+        raise CheckpointError(f'There is no format {to!r}; there are {", ".join(FORMATS)}')
+    write, endings = FORMATS[to]
+    if endings and out.suffix not in endings:
+        raise CheckpointError(f'{out}: {to} is written to a file whose name ends in {" or ".join(endings)}')
+    if out.exists() and not overwrite:
+        raise CheckpointError(f'{out} exists: give another name, or --overwrite to replace it')
+    if out.is_file() and not endings:
+        raise CheckpointError(f'{out} is a file, and {to} is written to a folder: give another name')
+    if out.is_dir() and not endings and any(path.name not in OURS for path in out.iterdir()):
+        raise CheckpointError(f'{out} is a folder with other files in it, which would be lost: give another name')
+    if out.is_dir() and endings:
+        raise CheckpointError(f'{out} is a folder, and {to} is written to a file: give another name')
+    return write, endings
 
 
 def timm_names(encoder: nn.Module) -> StateDict:
@@ -250,7 +262,7 @@ def write_meta(encoder: nn.Module, out: Path) -> list[str]:
         state = to_dinov2(timm_names(encoder))
     else:
         raise CheckpointError(
-            f"Meta's layouts are those of DINOv2 and DINOv3, and this encoder is {name or 'CAE’s'}: export it to timm or hf"
+            f"Meta's layouts are those of DINOv2 and DINOv3, and this encoder is a {name or 'CAEViT'}: export it to timm or hf"
         )
     write_state_dict(out, state)
     return ["model.load_state_dict(torch.load('{out}', weights_only=True)), with the model of Meta's repository"]

@@ -106,7 +106,7 @@ def config_for(encoder, state: Mapping) -> dict:
     else:
         kind, own = vit_config(encoder, state)
     refuse({'no final norm of its tokens': not spec.final_norm}, KINDS[kind][0])
-    return dict(architectures=[KINDS[kind][0]], model_type=kind, **common, **own)
+    return dict(architectures=[KINDS[kind][0]], model_type=kind) | common | own
 
 
 def dinov3_config(encoder, state: Mapping) -> dict:
@@ -161,6 +161,7 @@ def vit_config(encoder, state: Mapping) -> tuple[str, dict]:
         mlp_ratio=mlp_ratio(spec.embed_dims, spec.feedforward_channels, packed), use_swiglu_ffn=packed, qkv_bias=True, layerscale_value=1.0
     )
     own['apply_layernorm'] = True
+    own |= dict(hidden_act='gelu') if packed else {}  # of the MLPs that are not SwiGLU
     return ('dinov2_with_registers', own | dict(num_register_tokens=registers)) if registers else ('dinov2', own)
 
 

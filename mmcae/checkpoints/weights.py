@@ -14,7 +14,7 @@ from .reading import StateDict
 from .renaming import cae_of, encoder_of, left_out, one_norm, to_mmcae, without_redundant
 from .spec import META, EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
-from .timm_models import TimmModel, is_released_vit, preprocessor_view, timm_model_of
+from .timm_models import TimmModel, by_timm_config, is_released_vit, preprocessor_view, timm_model_of
 from .timm_names import layout_of, to_timm_names
 
 METHOD = 'method'  # the place of the method's description in the metadata
@@ -164,11 +164,17 @@ class Weights:
                 f'{self.origin} was made for {table.shape[1]} patches, which are no square, and nothing tells their grid: '
                 'give img_size=(height, width) of its training'
             )
-        heads = self.config.get('num_attention_heads') or heads_of(self.place, sizes['embed_dims'], sizes['num_layers'])
+        told = self.config.get('model_args') or {}
+        heads = (
+            self.config.get('num_attention_heads')
+            or told.get('num_heads')
+            or heads_of(self.place, sizes['embed_dims'], sizes['num_layers'])
+        )
         if sizes['use_rel_pos_bias']:
             heads = state['blocks.0.attn.relative_position_bias_table'].shape[1]
         pixels = tuple(cells * size for cells, size in zip(grid, patch, strict=True))
         view = preprocessor_view(self.config['preprocessor'], pixels) if 'preprocessor' in self.config else None
+        view = by_timm_config(self.config).view if 'architecture' in self.config else view
         eps = self.config.get('layer_norm_eps', 1e-6)
         arguments = {} if eps == 1e-6 else dict(norm_eps=eps)
         return EncoderSpec(

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from ..utils.errors import REFUSED, nearest, one_line_errors
 from ..version import __version__
 
-# Name -> what it does; the module of that name in this folder has the rest. `export` will stand behind `convert`.
+# Name -> what it does; the module of that name in this folder has the rest.
 COMMANDS = {
     'train': 'train what a config describes: pretraining, classification, detection, segmentation',
     'test': 'judge a checkpoint on the test set of a config',
@@ -20,6 +20,7 @@ COMMANDS = {
     'reconstruct': 'draw what a pretrained model makes of masked images',
     'predictions': 'draw what detectors or segmentors predict, beside the truth',
     'curves': 'plot what training runs logged',
+    'export': 'export an encoder to timm, Hugging Face, ONNX, LW-DETR, PanDerm',
     'convert': 'convert a checkpoint from or to another library',
     'pack': 'pack a folder of images into few large files',
     'tokens': 'store the tokens of images, so that pretraining needs no tokenizer',
