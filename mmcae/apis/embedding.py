@@ -94,6 +94,8 @@ def embed(
     rank, processes = join_processes()
     device = device or (f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else get_device())
     with evaluating(encoder, device) as encoder:
+        if 'cls' in features and not encoder.has_cls:
+            raise ConfigError("This encoder has no cls token: choose the features 'mean' or 'patch'")
         work = Work(encoder, view, images, features, batch_size, amp, dtype)
         pieces = Path(f'{out}.pieces')
         with locked(pieces) if rank == 0 else contextlib.nullcontext():
@@ -188,23 +190,10 @@ class Work:
         self.encoder, self.view, self.images, self.features = encoder, view, images, features
         self.batch_size, self.amp, self.dtype = batch_size, amp, dtype
         self.device = next(encoder.parameters()).device
-        encoder.output = self.outputs  # all features by one pass
-        self.prefix = encoder.spec.num_prefix_tokens
-        if 'cls' in features and not self.prefix:
-            raise ConfigError("This encoder has no cls token: choose the features 'mean' or 'patch'")
         self.mean, self.std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (view.mean, view.std))
         tokens = prod(encoder.grid_of(view.size)) if 'patch' in features else 0
         row_bytes = (tokens + len(features)) * encoder.embed_dims * np.dtype(dtype).itemsize
         self.rows = max(1, min(PIECE_ROWS, PIECE_BYTES // row_bytes))
-
-    def outputs(self, x: Tensor, grid: tuple[int, int], last: bool) -> dict[str, Tensor]:
-        """Takes the place of the encoder's `output`: every feature of the tokens after the last block."""
-        found = {}
-        for name in self.features:
-            self.encoder.out_type = FEATURES[name]
-            output = type(self.encoder).output(self.encoder, x, grid, last)
-            found[name] = output[:, self.prefix :] if name == 'patch' else output
-        return found
 
     @property
     def pieces(self) -> range:
@@ -284,8 +273,14 @@ class Work:
         """Images (B, h, w, C) -> the features of each."""
         x = (images.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float() - self.mean) / self.std
         low = torch.bfloat16 if self.device.type == 'cpu' or torch.cuda.is_bf16_supported() else torch.float16
+        encoder = self.encoder
         with torch.autocast(self.device.type, low, enabled=self.amp):
-            found = self.encoder(x)[-1]
+            x, grid = encoder.tokens(x)
+            found = {}
+            for name in self.features:
+                encoder.out_type = FEATURES[name]
+                output = encoder.output(x, grid, last=True)
+                found[name] = output[:, encoder.num_prefix_tokens :] if name == 'patch' else output
         return {name: output.float().cpu().numpy().astype(self.dtype) for name, output in found.items()}
 
     def save(self, path: Path, made: list, bad: list):

@@ -60,3 +60,20 @@ def test_the_sheet_has_a_column_for_each_head():
     images = [np.zeros((40, 40, 3), np.uint8)] * 2
     sheets = [attention_sheet(images, np.random.default_rng(0).random((2, heads, 4, 4)), side=50) for heads in (1, 3)]
     assert sheets[1].width - sheets[0].width == 2 * 56
+
+
+@pytest.mark.parametrize('name', ['vit_small_patch16_224', 'vit_small_patch14_reg4_dinov2', 'vit_small_patch16_dinov3'])
+@torch.no_grad()
+def test_vits_of_timm(name):
+    """As timm's unfused attention computes it."""
+    from mmcae.models import TimmEncoder
+
+    encoder = TimmEncoder(name, depth=2, embed_dim=32, num_heads=2, img_size=4 * (14 if '14' in name else 16)).eval()
+    images = torch.randn(2, 3, *encoder.img_size)
+    maps = attention_maps(encoder, images, block=1)
+    assert maps.shape == (2, 2, 4, 4)
+    attention, weights = encoder.blocks[1].attn, []
+    attention.fused_attn = False
+    attention.attn_drop.register_forward_hook(lambda module, inputs, output: weights.append(output))
+    encoder.encode(images)
+    torch.testing.assert_close(maps.flatten(2), weights[0][:, :, 0, encoder.num_prefix_tokens :])

@@ -115,10 +115,14 @@ class Encoder(BaseModule):
         Returns:
             (B, num_prefix_tokens + n, C) after the final norm: the prefix, then the patches in the order of `index`.
         """
-        x, _, context = self.embed(images, index)
+        return self.norm(self.tokens(images, index)[0])
+
+    def tokens(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """The same before the final norm, and the whole patch grid (h, w)."""
+        x, grid, context = self.embed(images, index)
         for depth in range(self.num_layers):
             x = self.run(depth, x, context)
-        return self.norm(x)
+        return x, grid
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """One output per entry of `out_indices`, of the kind `out_type`, for images (B, in_channels, H, W)."""
