@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
+from .low_rank import merge_low_rank
 from .reading import StateDict, read_checkpoint
 
 # What wrappers of distributed training, averaging, compilation and activation checkpointing put into names.
@@ -78,7 +79,7 @@ def containers(content: Mapping, path: str = '', depth: int = 0) -> Iterator[tup
     """All mappings in a checkpoint that have tensors in them: (dotted path, tensors by name without wrappers)."""
     tensors = {WRAPPERS.sub('', key): value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if tensors:
-        yield path, tensors
+        yield path, merge_low_rank(tensors)
     if depth < DEPTH:
         for key, value in content.items():
             if isinstance(key, str) and isinstance(value, Mapping):

@@ -7,6 +7,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from ..utils.errors import CheckpointError
+from .low_rank import PART, beside_updates
 from .spec import EncoderSpec, Origin
 from .tables import grid_of_table
 from .timm_names import HEADS, VIT
@@ -138,7 +139,8 @@ def load_strictly(
     """
     allow_missing = tuple(allow_missing)
     target = module.state_dict()
-    missing = [key for key in target if key not in state]
+    state = beside_updates(state, target)
+    missing = [key for key in target if key not in state and PART not in key]
     unexpected = [key for key in state if key not in target]
     fitted = module.fit_state_dict(state, spec) if hasattr(module, 'fit_state_dict') else dict(state)
     clashing = [key for key in state if key in target and fitted[key].shape != target[key].shape]

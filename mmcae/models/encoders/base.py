@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from ...checkpoints import EncoderSpec, Origin, ViewSpec
 from ...utils.errors import ConfigError
 from ...utils.open_sizes import is_open, is_recorded
+from .lora import add_lora, is_update
 
 OUT_TYPES = ('cls_token', 'avg_featmap', 'featmap', 'raw')
 
@@ -55,6 +56,7 @@ class Encoder(BaseModule):
     view: ViewSpec | None = None
     origin: Origin = Origin()
     frozen_stages: int = -1
+    lora: Mapping | None = None
     embeddings: tuple[str, ...] = ('patch_embed',)  # modules in front of the blocks
 
     # ------------------------------------------------------------ what a subclass writes
@@ -92,6 +94,26 @@ class Encoder(BaseModule):
             raise ConfigError(f'frozen_stages={frozen_stages} must lie in [-1, {self.num_layers}], the number of blocks')
         self.out_type, self.out_indices = out_type, self.absolute_indices(out_indices)
         self.frozen_stages, self.with_cp = frozen_stages, with_cp
+
+    def set_lora(self, lora: Mapping | None):
+        """Learn by low-rank updates of the blocks behind the frozen ones; called when the blocks are there.
+
+        Args:
+            lora: Arguments of :func:`.lora.add_lora`: `dict(rank=8, alpha=16, layers='attention')`. Nothing else of the encoder is trained
+                then, and a checkpoint that is read has the updates in its weights. None: no updates.
+
+        Raises:
+            ConfigError: Unknown arguments, or no weights to start from.
+        """
+        if lora is None:
+            return
+        if not self.init_cfg:
+            raise ConfigError("lora updates weights that are there: give init_cfg=dict(type='Pretrained', checkpoint=PATH)")
+        unknown = sorted(set(lora) - {'rank', 'alpha', 'layers'})
+        if unknown:
+            raise ConfigError(f'lora has no {", ".join(unknown)}; it has rank, alpha, layers')
+        self.lora = dict(lora)
+        add_lora(list(self.blocks)[max(self.frozen_stages, 0) :], **lora)
 
     def absolute_indices(self, out_indices: int | Sequence[int]) -> tuple[int, ...]:
         """Numbers of blocks, counted from 0.
@@ -239,6 +261,10 @@ class Encoder(BaseModule):
         if self.frozen_stages >= 0:
             for name, parameter in self.named_parameters():
                 if self.get_layer_depth(name)[0] == 0:
+                    parameter.requires_grad_(False)
+        if self.lora is not None:
+            for name, parameter in self.named_parameters():
+                if not is_update(name):
                     parameter.requires_grad_(False)
 
     def train(self, mode: bool = True):

@@ -48,7 +48,7 @@ class TimmEncoder(Encoder):
 
     Args:
         model_name: As in `timm.list_models()`, such as 'vit_small_patch14_dinov2'.
-        out_indices, out_type, frozen_stages, with_cp: See :class:`.vit.CAEViT`; registers are left out of feature maps and means.
+        out_indices, out_type, frozen_stages, with_cp, lora: See :class:`.vit.CAEViT`; registers are left out of feature maps and means.
         init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads a file of timm's, Meta's (DINOv2, DINOv3), Hugging Face's (ViT, DINOv2,
             DINOv3) or mmcae's layout strictly. Nothing is downloaded.
         **arguments: Of `timm.create_model`, such as `img_size`, `drop_path_rate`, `init_values`, `global_pool`. `dynamic_img_size` is True
@@ -71,6 +71,7 @@ class TimmEncoder(Encoder):
         out_type: str | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        lora: dict | None = None,
         init_cfg: dict | None = None,
         **arguments,
     ):
@@ -84,6 +85,7 @@ class TimmEncoder(Encoder):
         self.grid = self.grid_of(to_2tuple(vit.patch_embed.img_size))
         self.set_outputs(out_indices, out_type or ('cls_token' if self.has_cls else 'avg_featmap'), frozen_stages, with_cp)
         self.view = view_of(vit.pretrained_cfg, self.img_size)
+        self.set_lora(lora)
         self.freeze()
 
     # ------------------------------------------------------------ parts under the names that all encoders have

@@ -72,6 +72,7 @@ class CAEViT(Encoder):
         frozen_stages: Number of blocks, from the first, that are not trained and stay in eval mode, together with the embeddings;
             all blocks freeze the final norm too. -1: nothing is frozen.
         with_cp: Recompute the blocks' activations in the backward pass to save memory (gradient checkpointing).
+        lora: Train low-rank updates alone, `dict(rank=8, alpha=16, layers='attention')`; see :func:`.lora.add_lora`.
         init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads an encoder through the strict loader of
             :mod:`mmcae.checkpoints`: any mmcae, official or mmpretrain CAE checkpoint.
 
@@ -97,6 +98,7 @@ class CAEViT(Encoder):
         norm_eps: float = LAYER_NORM_EPS,
         frozen_stages: int = -1,
         with_cp: bool = False,
+        lora: dict | None = None,
         init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg)
@@ -136,6 +138,7 @@ class CAEViT(Encoder):
                 module.eps = norm_eps
         self.norm_eps = norm_eps
         init_stack(self)
+        self.set_lora(lora)
         self.freeze()
 
     @property
