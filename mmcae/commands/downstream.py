@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from mmengine.utils import to_2tuple
 
 from ..checkpoints import EncoderSpec, ViewSpec
 from ..checkpoints.spec import SMALL, default_crop
+from ..registry import MODELS
 from ..utils.errors import ConfigError
 from ..utils.packaged import CONFIGS, SCOPE
 
@@ -68,7 +70,7 @@ def settings_for(cfg: Config, spec: EncoderSpec, checkpoint: str, origin: str) -
         backbone['use_rel_pos_bias'] = spec.use_rel_pos_bias or own.get('use_rel_pos_bias', False)
         backbone['layer_scale_init_value'] = (own.get('layer_scale_init_value') or 1.0) if spec.layer_scale else 0
     backbone |= {name: own[name] for name in DECIDED if name in own}
-    if not spec.num_prefix_tokens and own.get('out_type', 'cls_token') == 'cls_token':
+    if own.get('out_type', 'cls_token') == 'cls_token' and not has_cls(spec):
         backbone['out_type'] = 'avg_featmap'
     if own.get('frozen_stages', -1) > 0:
         backbone['frozen_stages'] = spec.num_layers
@@ -90,6 +92,12 @@ def settings_for(cfg: Config, spec: EncoderSpec, checkpoint: str, origin: str) -
         if changes:
             settings[name] = changes
     return settings
+
+
+def has_cls(spec: EncoderSpec) -> bool:
+    """Whether an encoder has a cls token."""
+    with torch.device('meta'):
+        return MODELS.build(spec.config()).has_cls
 
 
 def native(backbone: Mapping, view: ViewSpec) -> bool:

@@ -10,7 +10,7 @@ import mmcae
 from mmcae.apis import describe_features, embed, extract_features, read_features
 from mmcae.apis import embedding as core
 from mmcae.checkpoints import metadata, write_state_dict
-from mmcae.models import CAEViT
+from mmcae.models import CAEViT, TimmEncoder
 from mmcae.utils.errors import ConfigError, DataError, DependencyError
 
 MMCAE = 'mmcae/__main__.py'
@@ -69,6 +69,21 @@ def test_numpy_reads_npz_itself_and_nothing_is_written_without_a_name(encoder, f
     embed(encoder, folder, tmp_path / 'a.npz', 'mean', workers=2)
     with np.load(tmp_path / 'a.npz') as file:
         assert all(np.array_equal(file[name], columns[name]) for name in ('ids', 'paths', 'mean'))
+
+
+def test_other_encoders(folder, tmp_path):
+    """With registers, and without a cls token."""
+    for number, name in enumerate(['vit_small_patch14_reg4_dinov2', 'vit_base_patch16_siglip_224']):
+        model = TimmEncoder(name, img_size=112, depth=1, embed_dim=16, num_heads=2)
+        write_state_dict(tmp_path / f'{number}.pth', model.state_dict(), metadata(model.spec))
+        columns = embed(tmp_path / f'{number}.pth', folder, features=['mean', 'patch'], workers=0)
+        paths = [folder / path for path in columns['paths']]
+        assert np.allclose(columns['mean'], extract_features(tmp_path / f'{number}.pth', paths, out_type='avg_featmap'), atol=1e-5)
+        raw = extract_features(tmp_path / f'{number}.pth', paths, out_type='raw')
+        assert columns['patch'].shape[1] == np.prod(model.grid)
+        assert np.allclose(columns['patch'], raw[:, model.num_prefix_tokens :], atol=1e-5)
+    with pytest.raises(ConfigError, match='no cls token'):
+        embed(tmp_path / '1.pth', folder)
 
 
 def test_half_precision(encoder, folder, tmp_path):

@@ -9,13 +9,17 @@ from mmcae import compat
 from mmcae.apis import View
 from mmcae.checkpoints import ViewSpec, load_encoder, metadata, write_state_dict
 from mmcae.commands import protocols as core
-from mmcae.models import CAEViT
+from mmcae.models import CAEViT, TimmEncoder
 from mmcae.registry import MODELS, TRANSFORMS
 from mmcae.utils.configs.loading import load_config
 from mmcae.utils.errors import ConfigError
 from mmcae.utils.packaged import find_config
 
+DINO, SIGLIP = 'vit_small_patch14_reg4_dinov2', 'vit_base_patch16_siglip_224'  # four registers; no cls token
+TINY = dict(depth=2, embed_dim=24, num_heads=2)
 ENCODERS = {
+    'registers': (dict(model_name=DINO, img_size=56, **TINY), ViewSpec(size=(56, 56), crop_pct=1.0)),
+    'no cls token': (dict(model_name=SIGLIP, img_size=64, **TINY), None),
     'narrow': (dict(arch=dict(embed_dims=24, num_layers=2, num_heads=3), img_size=32, patch_size=8), None),
     'no square': (
         dict(arch=dict(embed_dims=24, num_layers=3, num_heads=2, feedforward_channels=50), img_size=(48, 80)),
@@ -31,7 +35,7 @@ ENCODERS = {
 def encoder(request, tmp_path):
     """The file of an encoder, and its spec."""
     settings, view = ENCODERS[request.param]
-    model = CAEViT(**settings)
+    model = (TimmEncoder if 'model_name' in settings else CAEViT)(**settings)
     spec = model.spec.replaced(view=view)
     write_state_dict(tmp_path / 'encoder.pth', model.state_dict(), metadata(spec))
     return str(tmp_path / 'encoder.pth'), spec
@@ -67,9 +71,10 @@ def test_models_take_the_weights(family, encoder, tmp_path):
         backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
         allowed = (recipe.model.backbone.get('init_cfg') or {}).get('allow_missing', ())
         load_encoder(backbone, checkpoint, allow_missing=allowed)
-        assert backbone.out_type == recipe.model.backbone.get('out_type', 'cls_token')
+        wanted = recipe.model.backbone.get('out_type', 'cls_token')
+        assert backbone.out_type == (wanted if backbone.has_cls or wanted != 'cls_token' else 'avg_featmap')
         assert cfg.model.backbone.get('drop_path_rate') == recipe.model.backbone.get('drop_path_rate')
-        assert tuple(n * 16 if backbone.patch_size == (16, 16) else n * 8 for n in backbone.grid) == size
+        assert tuple(n * p for n, p in zip(backbone.grid, backbone.patch_size, strict=True)) == size
         frozen = recipe.model.backbone.get('frozen_stages', -1) > 0
         assert all(not parameter.requires_grad for parameter in backbone.parameters()) or not frozen
         if cfg.model.get('head'):
