@@ -83,6 +83,8 @@ def grid_of_table(table: Tensor, likely: tuple[int, int]) -> tuple[int, int] | N
 def resize_position_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int], by_scale: bool = False) -> Tensor:
     """Bicubic resizing of a position table, as the paper's downstream protocols do it.
 
+    Without antialiasing, which timm's `resample_abs_pos_embed` has, so that its numbers are others.
+
     Args:
         table: (1, h * w, C) in raster order, without the cls token.
         source: (h, w) of the table.
@@ -120,7 +122,10 @@ def bias_grid(table: Tensor, image_grid: tuple[int, int]) -> tuple[int, int] | N
 
 
 def resize_bias_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Bicubic resizing of a table (rows, heads) from one patch grid to another; the rows that concern cls stay."""
+    """Bicubic resizing of a table (rows, heads) from one patch grid to another; the rows that concern cls stay.
+
+    As the authors do it, evenly; timm's `resize_rel_pos_bias_table` spaces its samples geometrically.
+    """
     if not is_open(*grid) and tuple(source) == tuple(grid):
         return table  # which resizing would leave as it is
     offsets, of_cls = table[:-CLS_ROWS], table[-CLS_ROWS:]

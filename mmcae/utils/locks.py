@@ -1,4 +1,8 @@
-"""Folders that one process alone may write to, by a lock that ends with its process."""
+"""Folders that one process alone may write to, by a lock that ends with its process.
+
+The `filelock` package does not tell who holds a lock and since when, and on file systems without flock never takes over one whose process
+is dead.
+"""
 
 import fcntl
 import json

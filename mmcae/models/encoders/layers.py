@@ -19,7 +19,10 @@ INIT_STD = 0.02
 
 
 def layer_scale(dim: int, init_value: float) -> nn.Parameter | None:
-    """The per-channel factor of a residual branch, shape (dim,), or None where `init_value` is 0."""
+    """The per-channel factor of a residual branch, shape (dim,), or None where `init_value` is 0.
+
+    A parameter as in the authors' checkpoints and timm's BEiT; timm's LayerScale is a module, whose names would be others.
+    """
     return nn.Parameter(torch.full((dim,), float(init_value))) if init_value else None
 
 
