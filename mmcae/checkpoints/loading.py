@@ -87,11 +87,13 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
     if not any(key.startswith(kept) for key in state):
         state = {kept + key.removeprefix(other) if key.startswith(other) else key: value for key, value in state.items()}
     state = {key: value for key, value in state.items() if not key.startswith(other)}
+    if isinstance(encoder.norm_of_tokens_or_mean, nn.Identity):  # dense protocols do without
+        state = {key: value for key, value in state.items() if not key.startswith(kept)}
     if theirs is None:
         theirs = ours.replaced(origin=Origin(library=weights.library), view=weights.view or ours.view)
     table = state.get('pos_embed')
     if table is not None and weights.described is None:
-        prefix = ours.num_prefix_tokens if table.shape[1] != ours.grid[0] * ours.grid[1] else 0
+        prefix = 0 if encoder.vit.no_embed_class else encoder.num_prefix_tokens
         grid = grid_of_table(table[:, prefix:], ours.grid) or ours.grid
         size = tuple(cells * patch for cells, patch in zip(grid, ours.patch_size, strict=True))
         theirs = theirs.replaced(img_size=size)

@@ -105,9 +105,14 @@ class TimmEncoder(Encoder):
         """The norm behind the blocks; nn.Identity in models that normalise the mean over the patches alone."""
         return self.vit.norm
 
+    @property
+    def norm_of_tokens_or_mean(self) -> nn.Module:
+        """The one final norm that the model has: of all tokens, or timm's `fc_norm` of their mean; nn.Identity with `final_norm=False`."""
+        return self.vit.fc_norm if isinstance(self.norm, nn.Identity) else self.norm
+
     def norm_of_mean(self, mean: Tensor) -> Tensor:
-        """timm's `fc_norm` in models that have it, else the norm of all tokens."""
-        return self.vit.fc_norm(mean) if isinstance(self.norm, nn.Identity) else self.norm(mean)
+        """See :meth:`.base.Encoder.norm_of_mean`."""
+        return self.norm_of_tokens_or_mean(mean)
 
     def final_modules(self) -> list[nn.Module]:
         return [self.vit.norm, self.vit.fc_norm]
@@ -144,6 +149,8 @@ class TimmEncoder(Encoder):
     def obstacles(self) -> dict[str, str | bool]:
         """See :meth:`.base.Encoder.obstacles`."""
         return {
+            'final_norm=False': isinstance(self.norm_of_tokens_or_mean, nn.Identity)
+            and 'regressor and alignment compare latents behind the final norm: leave it out',
             f"global_pool='{self.vit.global_pool}'": isinstance(self.norm, nn.Identity)
             and f'{self.model_name} then normalises the mean over the patches alone, and methods compare tokens behind a final norm: set '
             f'global_pool={"token" if self.has_cls else ""!r}',
