@@ -5,7 +5,7 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo demo-full test fuzz lint format clean environment package package-check matrix
+.PHONY: help demo demo-full test fuzz lint format clean environment docs package package-check matrix
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo 'make demo-full   the same from three seeds and for every encoder: the published table'
 	@echo 'make test        lint and all tests (WORKERS=$(WORKERS) at a time)'
 	@echo 'make fuzz        random checkpoint files against the reader, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
+	@echo 'make docs        write the documentation as a site into site/; links that lead nowhere are errors'
 	@echo 'make package     write wheel and source package into dist/'
 	@echo 'make package-check  install each into an empty environment and run its commands there (about 10 minutes)'
 	@echo 'make matrix      install the wheel on every Python that is found, and run its commands'
@@ -37,6 +38,10 @@ test: environment lint
 fuzz: environment
 	MMCAE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m pytest tests/test_checkpoints/test_fuzz.py
 
+docs: environment
+	$(RUN) -m pip install -q -r requirements/docs.txt
+	$(RUN) -m mkdocs build --strict
+
 package: environment
 	$(RUN) -c "import setuptools.build_meta as backend; backend.build_sdist('dist'), backend.build_wheel('dist')"
 
@@ -56,4 +61,4 @@ format: environment
 
 clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	rm -rf .pytest_cache .ruff_cache build dist
+	rm -rf .pytest_cache .ruff_cache build dist site
