@@ -69,7 +69,7 @@ def describe(runner, loop, loading: float, seconds: float, losses: dict[str, flo
     schedules = runner.param_schedulers or []
     schedules = schedules if isinstance(schedules, list) else [one for some in schedules.values() for one in some]
     parts = [f'{type(one).__name__} on {one.param_name} from step {one.begin:,} to {min(one.end, total):,}' for one in schedules]
-    of_all = f', {losses["loss"]:.4g} in all' if 'loss' in losses else ''
+    of_all = f'loss {losses["loss"]:.4g} ' if 'loss' in losses else ''
     named = ', '.join(f'{name} {value:.4g}' for name, value in losses.items() if name != 'loss')
     epochs = f'{total / epoch:g} epochs of {epoch:,} steps, ' if epoch else ''
     per_epoch = f'{duration(seconds * epoch)} per epoch, ' if epoch else ''
@@ -79,7 +79,7 @@ def describe(runner, loop, loading: float, seconds: float, losses: dict[str, flo
         f'optimizer   {type(runner.optim_wrapper.optimizer).__name__} by {type(runner.optim_wrapper).__name__}, lr {peak:.4g}, '
         f'{max(group["lr"] for group in groups):.4g} in the first step',
         f'schedule    {epochs}{total:,} steps' + ''.join(f'; {part}' for part in parts),
-        f'one batch   loss {named}{of_all}; {seconds:.3g} s, {batch / seconds:,.1f} images/s in each process',
+        f'one batch   {of_all}({named}); {seconds:.3g} s, {batch / seconds:,.1f} images/s in each process',
         f'time        {per_epoch}{duration(seconds * total)} for all steps, without loading that takes longer and without validation',
         f'memory      {memory()}',
     ]

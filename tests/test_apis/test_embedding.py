@@ -10,6 +10,8 @@ import mmcae
 from mmcae.apis import describe_features, embed, extract_features, read_features
 from mmcae.apis import embedding as core
 from mmcae.checkpoints import metadata, write_state_dict
+from mmcae.commands import embed as command
+from mmcae.commands.main import make_parser
 from mmcae.models import CAEViT, TimmEncoder
 from mmcae.utils.errors import ConfigError, DataError, DependencyError
 
@@ -145,6 +147,18 @@ def test_several_processes_share_the_work(encoder, folder, tmp_path, fork_tool):
     columns = embed(encoder, folder, features=['cls', 'patch'], workers=0)
     with np.load(tmp_path / 'two.npz') as file:
         assert all(np.allclose(file[name], columns[name], atol=1e-6) for name in ('ids', 'cls', 'patch'))
+
+
+def test_processes_get_the_arguments_of_the_command():
+    parser = make_parser(command)
+    for text in (
+        'a.pth images --out f.npz',
+        'a.pth images --out f.zarr --features cls patch --img-size 64 96 --batch-size 3 --workers 0 --device cpu --amp --dtype float16 '
+        '--list l.txt --num-heads 3 --overwrite --gpus 2',
+    ):
+        args = parser.parse_args(text.split())
+        again = parser.parse_args(command.words(args))
+        assert vars(again) | dict(gpus=0) == vars(args) | dict(gpus=0)
 
 
 @pytest.mark.parametrize(
