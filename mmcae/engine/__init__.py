@@ -4,7 +4,7 @@ from .amp import AmpOptimWrapper
 from .checks import Check, Checks
 from .deepspeed_strategy import DeepSpeedStrategy
 from .distributed import CPUDistributedDataParallel
-from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe, ShowProgress
+from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe, ShowProgress, TrainingStatistics
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from .optimizers import LayerDecayOptimWrapperConstructor
@@ -32,6 +32,7 @@ __all__ = [
     'ShowProgress',
     'SingleDeviceStrategy',
     'TestLoop',
+    'TrainingStatistics',
     'ValLoop',
     'WarmupCosineLR',
 ]

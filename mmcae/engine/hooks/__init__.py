@@ -5,6 +5,7 @@ from .compile import CompileParts
 from .draw_reconstructions import DrawReconstructions
 from .online_probe import OnlineProbe
 from .progress import ShowProgress
+from .training_statistics import TrainingStatistics
 
 __all__ = [
     'CheckpointHook',
@@ -12,4 +13,5 @@ __all__ = [
     'DrawReconstructions',
     'OnlineProbe',
     'ShowProgress',
+    'TrainingStatistics',
 ]
