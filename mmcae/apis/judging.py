@@ -24,7 +24,7 @@ from ..evaluation.feature_cache import kept_features, kept_result
 from ..evaluation.metrics import IGNORED
 from ..evaluation.probes import POOLED, PooledSplit, Score, Settings, probes_for
 from ..evaluation.segmentation import DenseSplit, PatchBank, patch_labels
-from ..models import CAEViT
+from ..models import Encoder
 from ..registry import MODELS
 from ..utils.errors import ConfigError
 from .features import evaluating, load_encoder_and_view
@@ -35,7 +35,7 @@ RANDOM = 'random'  # in the place of a checkpoint: the first encoder's architect
 
 
 def judge(
-    encoders: Mapping[str, str | Path | CAEViT],
+    encoders: Mapping[str, str | Path | Encoder],
     data: str | Path | LabelledImages,
     probes: Sequence[str] | None = None,
     settings: Settings | None = None,
@@ -88,8 +88,8 @@ def judge(
 
 
 def load_all(
-    encoders: Mapping[str, str | Path | CAEViT], grid: tuple[int, int] | None, num_heads: int | None, seed: int
-) -> dict[str, tuple[CAEViT, View]]:
+    encoders: Mapping[str, str | Path | Encoder], grid: tuple[int, int] | None, num_heads: int | None, seed: int
+) -> dict[str, tuple[Encoder, View]]:
     """The encoders and what they are shown, all with the same grid of patches."""
     known = [source for source in encoders.values() if str(source) != RANDOM]
     if not known:
@@ -146,7 +146,7 @@ class Frozen:
         batch_size, workers: Of the loader.
     """
 
-    def __init__(self, encoder: CAEViT, view: View, images: LabelledImages, batch_size: int, workers: int):
+    def __init__(self, encoder: Encoder, view: View, images: LabelledImages, batch_size: int, workers: int):
         self.encoder, self.view, self.images = encoder, view, images
         self.batch_size, self.workers = batch_size, workers
         self.device = next(encoder.parameters()).device
@@ -163,7 +163,7 @@ class Frozen:
     def pooled(self, blocks: int) -> Tensor:
         """(N, blocks, 2, C), see :func:`mmcae.evaluation.block_features.pooled_features`."""
         blocks = min(blocks, len(self.encoder.blocks))
-        shape = (len(self.images.paths), blocks, 2, self.encoder.spec.embed_dims)
+        shape = (len(self.images.paths), blocks, 2, self.encoder.embed_dims)
         parts = (pooled_features(self.encoder, batch, blocks).float().cpu().numpy() for batch in self.batches(whole=False))
         features = kept_features(dict(self.about, features='pooled', blocks=blocks), shape, 'float32', lambda: parts)
         return torch.from_numpy(np.array(features)).to(self.device)
@@ -171,7 +171,7 @@ class Frozen:
     @cache  # noqa: B019
     def patches(self) -> np.ndarray:
         """(N, rows * columns, C), float16, mapped into memory."""
-        shape = (len(self.images.paths), self.grid[0] * self.grid[1], self.encoder.spec.embed_dims)
+        shape = (len(self.images.paths), self.grid[0] * self.grid[1], self.encoder.embed_dims)
         parts = (patch_features(self.encoder, batch).half().cpu().numpy() for batch in self.batches(whole=True))
         return kept_features(dict(self.about, features='patches'), shape, 'float16', lambda: parts)
 
@@ -206,7 +206,7 @@ def judge_one(frozen: Frozen, wanted: Mapping[str, Mapping], settings: Settings)
     """The scores of one encoder by all probes."""
     images = frozen.images
     labels = images.labels_fingerprint()
-    has_cls = frozen.encoder.spec.num_prefix_tokens > 0
+    has_cls = frozen.encoder.has_cls
     scores = []
     for kind, probes in wanted.items():
         for name, probe in probes.items():

@@ -3,17 +3,18 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..models.encoders.base import Encoder
 from ..utils.errors import ConfigError
 
 
 @torch.no_grad()
-def block_tokens(encoder: nn.Module, images: Tensor, blocks: Sequence[int]) -> Tensor:
+def block_tokens(encoder: Encoder, images: Tensor, blocks: Sequence[int]) -> Tensor:
     """The tokens behind some blocks, each after the encoder's final norm, as DINOv2's probes read them.
 
     Args:
-        encoder: In eval mode; with `blocks`, `norm` and `encode`.
+        encoder: In eval mode.
         images: (B, C, H, W), normalised.
         blocks: Numbers of blocks; negative ones count from the end.
 
@@ -40,18 +41,18 @@ def block_tokens(encoder: nn.Module, images: Tensor, blocks: Sequence[int]) -> T
     return torch.stack([outputs[n] if n == depth - 1 else encoder.norm(outputs[n]) for n in (block % depth for block in blocks)], dim=1)
 
 
-def pooled_features(encoder: nn.Module, images: Tensor, blocks: int = 1) -> Tensor:
+def pooled_features(encoder: Encoder, images: Tensor, blocks: int = 1) -> Tensor:
     """cls token and mean over the patches behind the last blocks: (B, blocks, 2, C), see :class:`.sweep.Feature`.
 
-    An encoder without prefix tokens has zeros in the place of cls. `blocks` beyond its depth counts as its depth.
+    An encoder without cls has zeros in the place of cls. `blocks` beyond its depth counts as its depth.
     """
     tokens = block_tokens(encoder, images, range(-min(blocks, len(encoder.blocks)), 0))
-    prefix = encoder.spec.num_prefix_tokens
+    prefix = encoder.num_prefix_tokens
     mean = tokens[:, :, prefix:].mean(dim=2)
-    return torch.stack((tokens[:, :, 0] if prefix else torch.zeros_like(mean), mean), dim=2)
+    return torch.stack((tokens[:, :, 0] if encoder.has_cls else torch.zeros_like(mean), mean), dim=2)
 
 
-def patch_features(encoder: nn.Module, images: Tensor, blocks: int = 1) -> Tensor:
+def patch_features(encoder: Encoder, images: Tensor, blocks: int = 1) -> Tensor:
     """The patches' tokens behind the last blocks, side by side: (B, h * w, blocks * C)."""
     tokens = block_tokens(encoder, images, range(-min(blocks, len(encoder.blocks)), 0))
-    return tokens[:, :, encoder.spec.num_prefix_tokens :].permute(0, 2, 1, 3).flatten(2)
+    return tokens[:, :, encoder.num_prefix_tokens :].permute(0, 2, 1, 3).flatten(2)

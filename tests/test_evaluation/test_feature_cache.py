@@ -8,7 +8,7 @@ import torch
 
 from mmcae.evaluation.block_features import block_tokens, patch_features, pooled_features
 from mmcae.evaluation.feature_cache import kept_features, kept_result
-from mmcae.models import CAEViT
+from mmcae.models import CAEViT, TimmEncoder
 from mmcae.utils.errors import ConfigError, DataError
 
 ABOUT = dict(encoder=dict(width=2), weights='w1', data='d1', view='v1')
@@ -92,3 +92,13 @@ def test_block_tokens_are_those_of_out_indices():
     torch.testing.assert_close(patch_features(encoder, images, 2)[..., 16:], last[:, 1:])
     with pytest.raises(ConfigError, match='Block 3 is not there'):
         block_tokens(encoder, images, (3,))
+
+
+def test_blocks_of_an_encoder_of_timm_without_cls():
+    torch.manual_seed(0)
+    sizes = dict(img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2)
+    encoder = TimmEncoder('vit_base_patch16_siglip_224', **sizes, out_type='raw').eval()
+    images = torch.randn(2, 3, 32, 32)
+    pooled = pooled_features(encoder, images, 2)
+    assert (pooled[:, :, 0] == 0).all()
+    torch.testing.assert_close(pooled[:, 1, 1], encoder.encode(images).mean(dim=1))
