@@ -5,13 +5,14 @@ WORKERS ?= 2
 FUZZ_SECONDS ?= 600
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo demo-full test fuzz lint format clean environment docs package package-check matrix
+.PHONY: help demo demo-full test check-cuda fuzz lint format clean environment docs package package-check matrix
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo        pretrain on real handwritten digits, carry the encoder on, write work_dirs/demo/index.html'
 	@echo 'make demo-full   the same from three seeds and for every encoder: the published table'
 	@echo 'make test        lint and all tests (WORKERS=$(WORKERS) at a time)'
+	@echo 'make check-cuda  training steps without numbers: waits for the device, tensors of two devices; more with a CUDA build of torch'
 	@echo 'make fuzz        random checkpoint files against the reader, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make docs        write the documentation as a site into site/; links that lead nowhere are errors'
 	@echo 'make package     write wheel and source package into dist/'
@@ -34,6 +35,9 @@ demo-full: environment
 # One OpenMP thread for each worker: on the tests' tiny models the threads would only wait for each other.
 test: environment lint
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(WORKERS) --dist loadfile
+
+check-cuda: environment
+	$(RUN) -m pytest tests/test_apis/test_fake_training.py
 
 fuzz: environment
 	MMCAE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m pytest tests/test_checkpoints/test_fuzz.py

@@ -1,6 +1,6 @@
 """The precision that a machine is fast in, and autocast in it: one vocabulary for training, evaluation and features."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mmengine.device import get_device
@@ -56,6 +56,15 @@ def autocast(dtype=None):
         dtype = 'bfloat16'
     with torch.autocast(device, DTYPES[dtype]):
         yield
+
+
+def no_autocast(device):
+    """A context in which autocast is off on a device, also on one that has none, such as 'meta'.
+
+    Args:
+        device (torch.device): Of the tensors that are computed with.
+    """
+    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
 
 def set_matmul_precision(precision: str | None):

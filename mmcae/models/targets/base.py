@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_state, load_strictly
 from ...utils.errors import CheckpointError, ConfigError
-from ...utils.precision import DTYPES
+from ...utils.precision import DTYPES, no_autocast
 from ..encoders.layers import pick
 from .cross_entropy import token_cross_entropy
 
@@ -66,7 +66,7 @@ class Target(BaseModule):
     def tokenize(self, images: Tensor) -> Tensor:
         """Targets of all patches of images (B, C, h, w), normalised: (B, N, num_outputs), or ids int64 (B, rows, columns)."""
         self.token_grid(images.shape[-2:])
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(images.device):
             return self.assign(self.embed(images))
 
     def targets(self, images: Tensor, index: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Target(BaseModule):
             (B, n, num_outputs), or ids int64 (B, n).
         """
         self.token_grid(images.shape[-2:])
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(images.device):
             return self.assign(pick(self.embed(images), index))
 
     @staticmethod

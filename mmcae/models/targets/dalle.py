@@ -12,7 +12,7 @@ from ...checkpoints import StateDict, load_strictly
 from ...checkpoints.modules import read_module
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
-from ...utils.precision import DTYPES
+from ...utils.precision import DTYPES, no_autocast
 from .base import Tokenizer, read_tokenizer
 
 VOCAB_SIZE = 8192
@@ -164,7 +164,7 @@ class DALLETokenizer(Tokenizer):
                 'DALLETokenizer needs decoder_checkpoint=PATH to draw images; '
                 'python tools/model_converters/convert.py decoder.pkl data/tokenizers/dalle_decoder.pth prepares it'
             )
-        with torch.autocast(targets.device.type, enabled=False):
+        with no_autocast(targets.device):
             return self.decoder(targets)[:, :3].sigmoid()
 
 

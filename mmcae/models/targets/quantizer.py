@@ -5,6 +5,7 @@ from mmengine.dist import all_reduce, broadcast
 from torch import Tensor, nn
 
 from ...utils.errors import CheckpointError
+from ...utils.precision import no_autocast
 
 
 class VectorQuantizer(nn.Module):
@@ -55,7 +56,7 @@ class VectorQuantizer(nn.Module):
             self.codes.copy_(torch.where(dead[:, None], fresh, self.codes))
             self.usage.masked_fill_(dead, equal_share)
         ids = self.nearest(vectors)
-        counts = torch.bincount(ids, minlength=len(self.usage)).to(self.usage.dtype)
+        counts = torch.zeros_like(self.usage).index_add_(0, ids, self.usage.new_ones(len(ids)))  # a GPU waits for bincount
         all_reduce(counts)
         self.usage.lerp_(counts / counts.sum(), 1 - self.DECAY)
         return ids.view(shape)
@@ -63,7 +64,7 @@ class VectorQuantizer(nn.Module):
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
         """Ids (n,) for vectors (n, K). In full precision under mixed precision too: half of it confuses neighbouring codes."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with no_autocast(vectors.device):
             offsets = self.codes.square().sum(dim=1)
             return torch.cat([torch.addmm(offsets, part, self.codes.T, alpha=-2).argmin(dim=1) for part in vectors.split(self.CHUNK)])
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from ...utils.errors import ConfigError, DataError
+from ...utils.precision import no_autocast
 from .base import Target
 from .frozen_encoders import build_teacher
 
@@ -102,7 +103,7 @@ class Teacher(Target):
 
     def tokens(self, view: Tensor) -> Tensor:
         """Features of the cls token, if there is one, and of all patches: view (B, C, h, w) -> (B, [1 +] N, num_outputs), float32."""
-        with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(view.device):
             features = self.model(view.to(next(self.model.parameters()).dtype))
             features = features if features.dtype is torch.float64 else features.float()
         if not self.seen and self.loss_kind == 'cosine':
