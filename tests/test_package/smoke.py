@@ -74,11 +74,15 @@ def core(out):
         ),
         'embed': ('embed', encoder, data / 'classification/test', '--out', out / 'features.npz', '--overwrite'),
         'attention': ('attention', encoder, data / 'classification/test/3/0.png', '--out', out / 'attention.png'),
+        'reconstruct': (
+            *('reconstruct', 'digits/cae_pixels_vit-digits', encoder, data / 'classification/test/3/0.png'),
+            *('--out', out / 'reconstruction.png'),
+        ),
         'configs': ('configs', 'show', 'digits/knn_vit-digits'),
     }
     for layout in ('timm', 'mmpretrain'):
-        target = out / f'{layout}.safetensors'
-        commands[f'conversion to {layout}'] = ('convert', encoder, target, '--to', layout, '--force')
+        commands[f'conversion to {layout}'] = ('convert', encoder, out / f'{layout}.safetensors', '--to', layout, '--force')
+    commands['export to timm'] = ('export', encoder, out / 'encoder_timm', '--to', 'timm', '--overwrite')
     return commands
 
 
