@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -47,6 +48,11 @@ class Job:
     needs: tuple[str, ...] = ()
     content: str = ''
     outputs: tuple[str, ...] = ()
+
+    @property
+    def missing(self) -> list[str]:
+        """Outputs that are not there."""
+        return [path for path in self.outputs if not Path(path).exists()]
 
 
 class JobFailed(RuntimeError):
@@ -88,8 +94,9 @@ class JobRunner:
         """
         display = Display()
         with locked(self.folder), interruptible():
-            for name in self.fingerprints:  # what is needed comes first
-                if self.is_kept(self.jobs[name]):
+            for name, fingerprint in self.fingerprints.items():  # what is needed comes first
+                job, record = self.jobs[name], self.record(name) or {}
+                if record.get('fingerprint') == fingerprint and self.done.issuperset(job.needs) and not job.missing:
                     self.done.add(name)
             if self.done:
                 display.event(f'{len(self.done)} of {len(self.jobs)} jobs had finished before and are kept.')
@@ -122,32 +129,22 @@ class JobRunner:
         path = self.folder / name / 'job.json'
         return json.loads(path.read_text()) if path.exists() else None
 
-    def is_kept(self, job: Job) -> bool:
-        """Whether a job need not run again: the same command on the same content, its outputs there, and what it needs kept too."""
-        same = (self.record(job.name) or {}).get('fingerprint') == self.fingerprints[job.name]
-        return same and self.done.issuperset(job.needs) and all(Path(path).exists() for path in job.outputs)
-
     def start(self, job: Job):
         """Start a job in an empty folder."""
         shutil.rmtree(self.folder / job.name, ignore_errors=True)
         self.log_of(job.name).parent.mkdir(parents=True)
+        command = [sys.executable if word == 'python' else word for word in job.command[:1]] + list(job.command[1:])
+        env = dict(os.environ, PYTHONUNBUFFERED='1', **self.env)
         with open(self.log_of(job.name), 'w') as log:
-            process = subprocess.Popen(
-                [sys.executable if job.command[0] == 'python' else job.command[0], *job.command[1:]],
-                env=dict(os.environ, PYTHONUNBUFFERED='1', **self.env),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that it can be stopped with all that it started
-            )
+            # In a session of its own, so that it can be stopped with all that it started.
+            process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.running[job.name] = (process, time.time())
 
     def finish(self, job: Job) -> float:
         """Take note of a job that has ended; returns the seconds it took."""
         process, began = self.running[job.name]
-        missing = [path for path in job.outputs if not Path(path).exists()]
-        if process.returncode or missing:
-            reason = f'exit code {process.returncode}' if process.returncode else f'it did not write {", ".join(missing)}'
+        if process.returncode or job.missing:
+            reason = f'exit code {process.returncode}' if process.returncode else f'it did not write {", ".join(job.missing)}'
             log = self.log_of(job.name)
             tail = '\n'.join(log.read_text(errors='replace').replace('\r', '\n').splitlines()[-TAIL:])
             raise JobFailed(f'{tail}\n\nThis failed ({reason}): {job.title}\n    {shown(job.command)}\nThe whole log is {log}')
@@ -159,14 +156,12 @@ class JobRunner:
 
     def stop_all(self):
         """End the running processes and all that they started."""
-        for process, _ in self.running.values():
+        processes, deadline = [process for process, _ in self.running.values()], time.time() + PATIENCE
+        for process in processes:
             signal_group(process, signal.SIGTERM)
-        deadline = time.time() + PATIENCE
-        for process, _ in self.running.values():
-            try:
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.time()))
-            except subprocess.TimeoutExpired:
-                pass
             signal_group(process, signal.SIGKILL)  # also what outlived its parent
             process.wait()
         self.running.clear()
@@ -175,6 +170,5 @@ class JobRunner:
 def shown(command: Sequence[str]) -> str:
     """A command as a person types it: with the path of this Python, relative where it lies below the current folder."""
     python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    return shlex.join([str(python) if part == 'python' else part for part in command[:1]] + list(command[1:]))
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return shlex.join([str(python) if word == 'python' else word for word in command[:1]] + list(command[1:]))
