@@ -18,7 +18,9 @@ FAMILIES = ('digits', 'fashion', 'imagenet')
 
 
 def add_arguments(parser):
-    parser.add_argument('checkpoint', help="with an encoder in any known layout; 'random' for one with random weights")
+    parser.add_argument(
+        'checkpoint', help="with an encoder in any known layout, or a folder of Hugging Face's; 'random' for one with random weights"
+    )
     parser.add_argument('--config-family', choices=FAMILIES, required=True, help='which configs')
     parser.add_argument('--protocols', nargs='+', metavar='NAME', help='only these (default: all of the family)')
     parser.add_argument('--out', type=Path, help='where results go (default: work_dirs/evaluation/NAME_OF_THE_CHECKPOINT)')
@@ -48,7 +50,7 @@ def run(args):
     from . import protocols as core
     from .jobs import JobFailed, JobRunner
 
-    if args.checkpoint != core.RANDOM:
+    if args.checkpoint != core.RANDOM and not Path(args.checkpoint).is_dir():
         require_checkpoint(args.checkpoint)
     family = core.FAMILIES[args.config_family][0]
     core.choose(family, args.protocols)  # before the encoder is loaded

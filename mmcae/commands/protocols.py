@@ -1,5 +1,6 @@
 """The protocols by which an encoder is judged, as commands to run and figures to read: the core of `mmcae evaluate`."""
 
+import hashlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from ..utils.packaged import find_config
 from .downstream import config_text
 from .jobs import Job
 
+OWN = ('mmcae', 'official', 'mmpretrain')  # layouts that models of these configs are tested from; others are written anew in ours
 RANDOM = 'random'  # in the place of a checkpoint: an encoder as it is before any training
 FEW = 'train_dataloader.dataset.labels'
 
@@ -149,7 +151,8 @@ def prepare_encoder(checkpoint: str, family: str, out: Path, seed: int, num_head
     """Look at the encoder, and load it once, before hours are spent on it.
 
     Args:
-        checkpoint: A file, or 'random' for an encoder of random weights, which is written to `out`.
+        checkpoint: A file or a folder of any layout, or 'random' for an encoder of random weights, which is written to `out`, as is the
+            encoder of a layout that only :func:`mmcae.apis.load_encoder` reads.
         family: Says which encoder a random one is.
         out: A folder.
         seed: Of the random weights.
@@ -168,7 +171,20 @@ def prepare_encoder(checkpoint: str, family: str, out: Path, seed: int, num_head
             encoder = build_backbone(find_config(FAMILIES[family][0][0].config))
             write_state_dict(path, encoder.state_dict(), metadata(encoder.spec))
         checkpoint = str(path)
-    return checkpoint, load_encoder(checkpoint, num_heads).spec
+    encoder = load_encoder(checkpoint, num_heads)
+    if Path(checkpoint).is_dir() or encoder.spec.origin.library not in OWN:
+        path = out / f'encoder_{state_of(checkpoint)}.pth'
+        if not path.exists():
+            write_state_dict(path, encoder.state_dict(), metadata(encoder.spec))
+        checkpoint = str(path)
+    return checkpoint, encoder.spec
+
+
+def state_of(checkpoint: str) -> str:
+    """What tells one state of a file, or of a folder's files, from another."""
+    files = sorted(Path(checkpoint).iterdir()) if Path(checkpoint).is_dir() else [Path(checkpoint)]
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([os.path.abspath(checkpoint), stats]).encode()).hexdigest()[:12]
 
 
 def write_configs(out: Path, protocols: Sequence[Protocol], spec: EncoderSpec, checkpoint: str) -> dict[str, str]:

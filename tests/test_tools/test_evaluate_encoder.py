@@ -1,10 +1,14 @@
 """tools/benchmarks/evaluate_encoder.py as a process: every protocol on a few images, resumed, and refusals before anything runs."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from mmcae.apis import load_encoder
 from mmcae.checkpoints import ViewSpec, metadata, write_state_dict
 from mmcae.commands import protocols as core
 from mmcae.models import CAEViT
@@ -101,6 +105,17 @@ def test_the_recipe_is_that_of_the_nearest_size(tmp_path):
         with torch.device('meta'):
             spec = CAEViT(arch).spec
         assert all(f'vit-{size}-' in protocol.config for protocol in core.protocols_for('imagenet', spec)), arch
+
+
+def test_a_folder_of_hugging_face_is_written_once_in_our_layout(repository, tmp_path):
+    folder = tmp_path / 'dinov2'
+    shutil.copytree(repository / 'tests/reference/huggingface/dinov2', folder)
+    path, spec = core.prepare_encoder(str(folder), 'digits', tmp_path, seed=0)
+    assert spec.type == 'TimmEncoder' and load_encoder(path).spec.to_dict() == spec.to_dict()
+    written = Path(path).stat().st_mtime_ns
+    assert core.prepare_encoder(str(folder), 'digits', tmp_path, seed=0) == (path, spec) and Path(path).stat().st_mtime_ns == written
+    os.utime(folder / 'model.safetensors', (1, 1))
+    assert core.prepare_encoder(str(folder), 'digits', tmp_path, seed=0)[0] != path
 
 
 def test_jobs_use_the_written_configs_and_all_gpus(tmp_path):
