@@ -158,3 +158,16 @@ def test_a_second_ctrl_c_ends_at_once(runner, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
     assert {number: signal.getsignal(number) for number in before} == before
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_checkpoint_of_another_method(tiny_cae, resume):
+    """Refused on resuming and as load_from; one that does not say its method is left to mmengine."""
+    runner = SimpleNamespace(model=tiny_cae(), _load_from='x.pth', _resume=resume)
+    with pytest.raises(ConfigError, match='x.pth is of CAEv2, the model of CAE: start from its encoder alone, by init_cfg'):
+        CheckpointHook().after_load_checkpoint(runner, dict(meta=dict(method=dict(name='CAEv2'))))
+    runner._resume = False
+    for meta in ({}, dict(meta={}), dict(meta=dict(method=dict(name='CAE')))):
+        CheckpointHook().after_load_checkpoint(runner, meta)
+    runner.model = nn.Linear(1, 1)
+    CheckpointHook().after_load_checkpoint(runner, dict(meta=dict(method=dict(name='CAEv2'))))

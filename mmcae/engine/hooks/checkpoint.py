@@ -15,10 +15,12 @@ from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
 from ...checkpoints import metadata_of
+from ...checkpoints.weights import METHOD
 from ...compat import leave_distributed
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
+from ..dry_run import unwrapped
 from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reader import make_plain
 from ..reconcile import reconcile
@@ -210,6 +212,9 @@ class CheckpointHook(MMEngineCheckpointHook):
         checkpoint['meta'].update(self.position, mmcae=record, **metadata_of(runner.model, epochs))
 
     def after_load_checkpoint(self, runner, checkpoint):
+        model, method = unwrapped(runner.model), checkpoint.get('meta', {}).get(METHOD) or {}
+        if hasattr(model, 'check_method'):
+            model.check_method(method.get('name'), str(runner._load_from))
         if runner._resume:
             reconcile(runner, checkpoint, self.changed_data)
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...checkpoints import EncoderSpec, load_strictly, pretrained_source, read_weights
 from ...checkpoints.loading import check_heads_agree
 from ...checkpoints.tables import grid_of_table, resize_position_table
+from ...registry import MODELS
 from ...utils.errors import ConfigError, DataError
 from ..encoders.layers import init_stack
 from ..encoders.vit import unknown_grid
@@ -51,6 +52,7 @@ class MaskedImageModel(BaseSelfSupervisor):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ):
+        self.check_part('backbone', backbone)
         super().__init__(backbone, target_generator=target_generator, data_preprocessor=data_preprocessor, init_cfg=init_cfg)
         if not hasattr(self.backbone, 'check_pretrainable'):
             name = type(self.backbone).__name__
@@ -92,7 +94,7 @@ class MaskedImageModel(BaseSelfSupervisor):
             Loss terms, already weighted, and metrics.
         """
         if self.target_generator is None:
-            raise ConfigError(f'This {type(self).__name__} was built without target_generator, so it has nothing to train on: give it one')
+            raise self.no_target()
         views = (inputs,) if isinstance(inputs, Tensor) else inputs
         images, second = views[0], None if self.target_generator.reads_encoder_view else views[1]
         self.check_shapes(images.shape[1:], None if second is None else second.shape[1:], data_samples[0].mask.shape)
@@ -135,6 +137,20 @@ class MaskedImageModel(BaseSelfSupervisor):
         """The latent position table (1, h * w, D) for a patch grid, resized as the encoder resizes its own."""
         return resize_position_table(self.pos_embed, self.backbone.grid, grid, by_scale=True)
 
+    def check_part(self, name: str, config):
+        """Make sure that a part is described.
+
+        Raises:
+            ConfigError: It is left out, or no config.
+        """
+        if not isinstance(config, Mapping | nn.Module):
+            raise ConfigError(f'model.{name}={config!r}: {type(self).__name__} needs a {name}, as a dict with a type')
+
+    def build_part(self, name: str, config: dict, **settings) -> nn.Module:
+        """A part of the method by its config, with further settings of the method's own."""
+        self.check_part(name, config)
+        return MODELS.build({**config, **settings})
+
     def with_outputs(self, head: dict) -> dict:
         """The config of the part that predicts, with `num_outputs` filled in where it is left open."""
         if head.get('num_outputs') is not None or self.target_generator is None:
@@ -168,12 +184,23 @@ class MaskedImageModel(BaseSelfSupervisor):
     def load_pretrained(self, checkpoint, allow_missing=(), prefix: str = '', norm: str | None = None) -> str:
         """All parts from a pretraining checkpoint of any known layout, strictly; returns the report."""
         weights = read_weights(checkpoint, prefix, norm=norm)
-        check_method(weights, self)
+        self.check_method('CAEv2' if weights.is_v2 else weights.method.get('name'), weights.origin)
         spec = weights.spec(img_size=self.backbone.spec.img_size)
         check_heads_agree(weights.origin, spec.num_heads, self.backbone.spec.num_heads, 'model.backbone.arch')
         parts = (*(f'{part}.' for part in self.PARTS), 'pos_embed')
         state = {key: value for key, value in weights.state.items() if key.startswith(parts)}
         return load_strictly(self, state, weights.origin, allow_missing, unused=len(weights.state) - len(state), spec=spec)
+
+    def check_method(self, name: str | None, origin: str):
+        """Refuse to go on from the checkpoint of another method; of an unknown one (None) the tensors decide.
+
+        Raises:
+            ConfigError: The checkpoint `origin` says that it is of another method.
+        """
+        if name not in (None, type(self).__name__):
+            raise ConfigError(
+                f'{origin} is of {name}, the model of {type(self).__name__}: start from its encoder alone, by init_cfg of the backbone'
+            )
 
     def fit_state_dict(self, state: Mapping[str, Tensor], spec: EncoderSpec | None = None) -> dict[str, Tensor]:
         """Resize the position tables of a whole state dict to this model's grid; see :meth:`CAEViT.fit_state_dict`."""
@@ -195,7 +222,9 @@ class MaskedImageModel(BaseSelfSupervisor):
             ConfigError: Names what does not fit, and what to set.
         """
         target = self.target_generator
-        needed = 1 if target is not None and target.reads_encoder_view else 2
+        if target is None:
+            raise self.no_target()
+        needed = 1 if target.reads_encoder_view else 2
         views = [inputs] if isinstance(inputs, Tensor) else inputs
         if len(views) < needed or 'mask' not in data_sample:
             wanted, crop = ('two views', 'TwoViewCrop') if needed == 2 else ('a view', 'OneViewCrop')
@@ -216,6 +245,10 @@ class MaskedImageModel(BaseSelfSupervisor):
                 f'{data_sample.mask.numel()}: set num_masked or ratio of the mask generator, or complementary=False'
             )
 
+    def no_target(self) -> ConfigError:
+        """The error of a model that is to be trained without a target."""
+        return ConfigError(f'This {type(self).__name__} was built without target_generator, so it has nothing to train on: give it one')
+
     def check_shapes(self, images: Sequence[int], view: Sequence[int] | None, mask: Sequence[int]):
         """The same for shapes alone: of the views, (C, H, W) and, if there is a second, (c, h, w), and of the mask, (rows, columns)."""
         channels = self.backbone.spec.in_channels
@@ -231,20 +264,6 @@ class MaskedImageModel(BaseSelfSupervisor):
             self.target_generator.check_channels(images[0] if view is None else view[0])
             if view is not None:
                 self.target_generator.check_view(tuple(view[1:]), grid)
-
-
-def check_method(weights, model: MaskedImageModel):
-    """Refuse to start a method from the checkpoint of another one; of an unknown one the tensors decide.
-
-    Raises:
-        ConfigError: The checkpoint says that it is of another method.
-    """
-    theirs = 'CAEv2' if weights.is_v2 else weights.method.get('name')
-    if theirs not in (None, type(model).__name__):
-        raise ConfigError(
-            f'{weights.origin} is of {theirs}, the model of {type(model).__name__}: start from its encoder alone, '
-            'by init_cfg of the backbone'
-        )
 
 
 def drop_target(model: MaskedImageModel, state_dict: dict, prefix: str, local_metadata: dict):

@@ -51,8 +51,9 @@ class CAE(MaskedImageModel):
         init_cfg: dict | None = None,
     ):
         super().__init__(backbone, target_generator, complementary, weight_init, data_preprocessor, init_cfg)
-        self.regressor = MODELS.build(regressor)
-        self.decoder = MODELS.build(self.with_outputs(decoder))
+        self.regressor = self.build_part('regressor', regressor)
+        self.check_part('decoder', decoder)
+        self.decoder = self.build_part('decoder', self.with_outputs(decoder))
         self.align_loss_weight = align_loss_weight
         # Positions in the latent space, shared by regressor and decoder.
         self.register_buffer('pos_embed', sincos_position_table(self.backbone.grid, self.regressor.embed_dims))

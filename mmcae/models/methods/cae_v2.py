@@ -76,7 +76,7 @@ class CAEv2(MaskedImageModel):
         if unknown or not supervise:
             raise ConfigError(f'supervise={list(supervise)} must name some of {TOKENS}')
         self.supervise = tuple(supervise)
-        self.regressor = MODELS.build({**regressor, 'final_norm': False})
+        self.regressor = self.build_part('regressor', regressor, final_norm=False)
         settings = dict(type='mmcae.PredictionHead', embed_dims=self.regressor.embed_dims)
         self.predictor = MODELS.build(settings | self.with_outputs(dict(predictor or {})))
         self.register_buffer('pos_embed', sincos_position_table(self.backbone.grid, self.regressor.embed_dims))

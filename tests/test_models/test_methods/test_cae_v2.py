@@ -116,6 +116,8 @@ def test_starts_from_a_checkpoint_of_the_same_method_alone(tiny_cae, tmp_path, b
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
+        (dict(regressor=None), 'model.regressor=None: CAEv2 needs a regressor, as a dict with a type'),
+        (dict(backbone=None), 'model.backbone=None: CAEv2 needs a backbone'),
         (dict(supervise=['patches']), r"supervise=\['patches'\] must name some of"),
         (dict(supervise=[]), 'must name some of'),
         (dict(predictor=dict(num_outputs=7)), 'predictor.num_outputs=7, but Teacher has targets of 20: set num_outputs=20'),
@@ -134,5 +136,6 @@ def test_parts_that_do_not_fit(settings, message):
 def test_a_model_without_teacher(batch):
     model = build(target_generator=None, predictor=dict(num_outputs=9))
     assert isinstance(model, CAEv2) and model.predict(*batch)['prediction'].shape == (2, 17, 9)
-    with pytest.raises(ConfigError, match='CAEv2 was built without target_generator'):
-        model.loss(batch[0], samples_of(batch[1]))
+    for use in (model.loss, model.check_sample):
+        with pytest.raises(ConfigError, match='CAEv2 was built without target_generator'):
+            use(batch[0], samples_of(batch[1]))
