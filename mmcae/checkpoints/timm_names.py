@@ -10,17 +10,8 @@ from .reading import StateDict
 
 VIT = 'vit.'  # the part of TimmEncoder that is timm's model
 # What stands behind the tokens of an encoder, and what only a pretraining of theirs uses.
-HEADS = (
-    'head.',
-    'head_dist.',
-    'attn_pool.',
-    'pre_logits.',
-    'classifier.',
-    'pooler.',
-    'local_cls_norm.',
-    'mask_token',
-    'embeddings.mask_token',
-)
+HEADS = ('head.', 'head_dist.', 'attn_pool.', 'pre_logits.', 'classifier.', 'pooler.', 'local_cls_norm.', 'mask_token')
+HEADS += ('embeddings.mask_token', 'decoder', 'dino_head.', 'ibot_head.', 'projector', 'predictor', 'prototypes')
 # Recomputed: tables of rotary positions, and the mask of Meta's fused bias.
 BUFFERS = re.compile(r'(rope_embed\.periods|.*\.qkv\.bias_mask|rope\.(?!freqs).*|.*rope_embeddings\..*)$')
 CHUNK = re.compile(r'^blocks\.\d+\.(\d+)\.')  # DINOv2's training keeps its blocks in chunks
@@ -71,7 +62,8 @@ def layout_of(state: Mapping) -> str:
         return 'huggingface'
     if 'storage_tokens' in state or 'rope_embed.periods' in state or any(key.endswith('.qkv.bias_mask') for key in state):
         return 'dinov3'
-    if 'mask_token' in state and 'blocks.0.attn.q_bias' not in state or any(CHUNK.match(key) for key in state):
+    masked = state.get('mask_token')  # MAE's, of its decoder, has three dimensions
+    if masked is not None and masked.ndim == 2 and 'blocks.0.attn.q_bias' not in state or any(CHUNK.match(key) for key in state):
         return 'dinov2'
     return 'timm'
 
@@ -182,6 +174,20 @@ def is_packed(state: Mapping) -> bool:
     """Whether the MLPs are SwiGLUs whose gate and value are one layer."""
     first, second = state.get('blocks.0.mlp.fc1.weight'), state.get('blocks.0.mlp.fc2.weight')
     return first is not None and second is not None and len(first) == 2 * second.shape[1]
+
+
+def beyond_cae(state: Mapping) -> list[str]:
+    """What an encoder under timm's names has, or has not, that keeps CAEViT from computing the same."""
+    parts = {
+        'registers': 'reg_token' in state,
+        'no cls token': 'cls_token' not in state,
+        'gated MLPs': is_packed(state) or 'blocks.0.mlp.fc1_g.weight' in state,
+        'a norm in front of its blocks': 'norm_pre.weight' in state,
+        'norms of queries and keys': 'blocks.0.attn.q_norm.weight' in state,
+        'rotary positions': 'rope.freqs' in state or 'pos_embed' not in state and 'blocks.0.attn.relative_position_bias_table' not in state,
+        'other attentions': 'blocks.0.attn.qkv.weight' not in state,
+    }
+    return [name for name, present in parts.items() if present]
 
 
 # ---------------------------------------------------------------- and back

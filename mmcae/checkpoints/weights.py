@@ -15,7 +15,7 @@ from .renaming import cae_of, encoder_of, left_out, one_norm, to_mmcae, without_
 from .spec import META, EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
 from .timm_models import TimmModel, by_timm_config, is_released_vit, preprocessor_view, timm_model_of
-from .timm_names import layout_of, to_timm_names
+from .timm_names import beyond_cae, layout_of, to_timm_names
 
 METHOD = 'method'  # the place of the method's description in the metadata
 NEEDED = ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.0.attn.q_bias', 'blocks.0.mlp.fc1.weight')
@@ -143,6 +143,12 @@ class Weights:
         if self.described is not None and self.described.type == 'TimmEncoder':
             self.check_num_heads(self.described, num_heads)
             return self.described
+        parts = beyond_cae(self.vit) if self.described is None and self.is_vit else []
+        if parts:
+            raise CheckpointError(
+                f'{self.origin} holds a ViT with {" and ".join(parts)}, which CAEViT has not: build it as mmcae.TimmEncoder, as load_encoder '
+                'does; mmcae export writes it for other tools'
+            )
         sizes = sizes_of(self.encoder, self.origin)
         spec = self.described or self.inferred(sizes, img_size)
         wrong = [f'{name} {getattr(spec, name)}, not {value}' for name, value in sizes.items() if getattr(spec, name) != value]
@@ -226,6 +232,8 @@ def read_weights(
     method = meta.get(METHOD) if isinstance(meta.get(METHOD), Mapping) else {}
     own = place.kind == 'mmcae' and any(key.startswith(TIMM_BACKBONE) for key in place.state)
     state = without_redundant(place.state) if own else to_mmcae(place.state, place.kind, norm)
+    if described is not None and described.type == 'TimmEncoder' and place.kind == 'encoder':
+        state = {TIMM_BACKBONE + key: value for key, value in place.state.items()}
     return Weights(origin, place, state, described, method, config_of(source), norm)
 
 

@@ -65,9 +65,14 @@ def run(args):
 def convert_cae(args):
     from ..checkpoints import metadata, read_weights, timm_arguments, to_mmpretrain, to_official, to_timm, write_state_dict
     from ..checkpoints.weights import unknown_heads
+    from ..utils.errors import CheckpointError
 
     weights = read_weights(args.src, args.prefix, args.kind, args.norm)
     spec, cae, pool = weights.spec(args.num_heads), weights.cae, args.pool or 'token'
+    if spec.type == 'TimmEncoder' and args.to not in ('mmcae', 'encoder'):
+        raise CheckpointError(
+            f'{args.src} holds a ViT of timm, for which the layout {args.to!r} has no names: mmcae export writes it for other tools'
+        )
     if args.to == 'timm' and spec.num_heads is None:
         raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, '--num-heads')
     make = dict(

@@ -262,3 +262,54 @@ def test_our_own_files_describe_themselves(tmp_path):
         images = torch.randn(1, 3, 64, 64)
         torch.testing.assert_close(again.encode(images), encoder.encode(images))
         assert again.spec == encoder.spec
+
+
+@torch.no_grad()
+def test_parts_of_their_training_are_left_out(tmp_path):
+    """MAE's decoder, a classifier of Hugging Face's, the projections of DINO."""
+    model = vit('vit_small_patch16_224', img_size=64)
+    decoder = {
+        'mask_token': torch.zeros(1, 1, 8),
+        'decoder_pos_embed': torch.zeros(1, 17, 8),
+        'decoder_blocks.0.norm1.weight': torch.zeros(8),
+    }
+    encoder = load_encoder(dict(model=model.state_dict() | decoder), num_heads=2)
+    assert encoder.spec.origin.library == 'timm'
+    assert_same(encoder, model)
+    state = {f'vit.{key}': value for key, value in load_file(FOLDERS / 'vit/model.safetensors').items() if not key.startswith('pooler')}
+    save_file(state | {'classifier.weight': torch.zeros(3, 16)}, tmp_path / 'model.safetensors')
+    shutil.copy(FOLDERS / 'vit/config.json', tmp_path)
+    expected = load_file(FOLDERS / 'vit/expected.safetensors')
+    torch.testing.assert_close(load_encoder(tmp_path).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('name', 'part'),
+    [
+        ('vit_giant_patch14_dinov2', 'gated MLPs'),
+        ('vit_small_patch14_reg4_dinov2', 'registers'),
+        ('vit_small_patch16_dinov3', 'rotary positions'),
+    ],
+)
+def test_what_caevit_cannot_be(name, part):
+    state = vit(name, img_size=56 if '14' in name else 64).state_dict()
+    encoder = CAEViT(dict(embed_dims=128, num_layers=2, num_heads=2), img_size=64)
+    from mmcae.checkpoints import load_encoder as load_into
+
+    with pytest.raises(CheckpointError, match=f'holds a ViT with .*{part}.*, which CAEViT has not: build it as mmcae.TimmEncoder'):
+        load_into(encoder, dict(state))
+
+
+def test_the_converter_keeps_timms_names_or_refuses(tmp_path, fork_tool):
+    from mmcae.checkpoints import metadata, write_state_dict
+
+    encoder = TimmEncoder('vit_small_patch14_reg4_dinov2', depth=2, embed_dim=32, num_heads=2, img_size=56).eval()
+    write_state_dict(tmp_path / 'x.pth', {f'backbone.{key}': value for key, value in encoder.state_dict().items()}, metadata(encoder.spec))
+    for source, target in (('x', 'y'), ('y', 'z')):
+        code, output = fork_tool('mmcae/__main__.py', 'convert', tmp_path / f'{source}.pth', tmp_path / f'{target}.pth', '--to', 'encoder')
+        assert code == 0, output
+    images = torch.randn(1, 3, 56, 56)
+    torch.testing.assert_close(load_encoder(tmp_path / 'z.pth').encode(images), encoder.encode(images))
+    for layout in ('official', 'mmpretrain', 'timm'):
+        code, output = fork_tool('mmcae/__main__.py', 'convert', tmp_path / 'x.pth', tmp_path / 'q.pth', '--to', layout)
+        assert code == 2 and 'holds a ViT of timm' in output.splitlines()[-1] and 'mmcae export' in output.splitlines()[-1]

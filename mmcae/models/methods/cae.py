@@ -20,7 +20,7 @@ class CAE(MaskedImageModel):
     pulls these to what the encoder itself makes of the masked patches. The decoder turns the predictions into targets.
 
     Args:
-        backbone: The encoder, a :class:`CAEViT`.
+        backbone: The encoder, a :class:`CAEViT` or :class:`TimmEncoder`.
         regressor: A :class:`LatentContextualRegressor`.
         decoder: A :class:`CAEDecoder`. Without `num_outputs` it gets as many as the target needs.
         target_generator: A target of :mod:`mmcae.models.targets`. None for a model that only predicts.
@@ -67,7 +67,7 @@ class CAE(MaskedImageModel):
 
     def encode(self, images: Tensor, index: Tensor) -> Tensor:
         """Encoder: (B, C, H, W) and patch indices (B, n) -> latents (B, n, D) of these patches, seen without all others."""
-        latents = self.backbone.encode(images, index)[:, self.backbone.spec.num_prefix_tokens :]
+        latents = self.backbone.encode(images, index)[:, self.backbone.num_prefix_tokens :]
         return self.regressor.project(latents)
 
     def regress(self, latent_visible: Tensor, visible: Tensor, masked: Tensor, positions: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class CAEv2(MaskedImageModel):
     and the predicted masked latents into vectors, each of which is compared with what the teacher makes of the whole image at its place.
 
     Args:
-        backbone: The encoder, a :class:`CAEViT`.
+        backbone: The encoder, a :class:`CAEViT` or :class:`TimmEncoder`.
         regressor: A :class:`LatentContextualRegressor`; its final norm is left out.
         predictor: Settings of the :class:`PredictionHead`; by default those that regressor and teacher ask for.
         target_generator: A :class:`mmcae.models.targets.Teacher`. None for a model that only predicts.
@@ -86,6 +86,8 @@ class CAEv2(MaskedImageModel):
         self.check_outputs(self.predictor.fc.out_features, 'predictor')
         if self.target_generator is not None and not hasattr(self.target_generator, 'tokens'):
             raise ConfigError(f'{type(self.target_generator).__name__} compares no tokens: the target of CAEv2 is a mmcae.Teacher')
+        if not self.backbone.has_cls:
+            raise ConfigError('CAEv2 compares the cls token too, and this encoder has none: choose a ViT with a cls token, or mmcae.CAE')
         if 'cls' in self.supervise and not getattr(self.target_generator, 'has_cls', True):
             raise ConfigError("This target has no cls token to compare with: set supervise=['visible', 'masked']")
 
@@ -94,7 +96,7 @@ class CAEv2(MaskedImageModel):
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
         """Encoder: (B, C, H, W) and patch indices (B, n) -> latents (B, 1 + n, D), the cls token first."""
         tokens = self.backbone.encode(images, visible)
-        prefix = self.backbone.spec.num_prefix_tokens
+        prefix = self.backbone.num_prefix_tokens
         return self.regressor.project(torch.cat((tokens[:, :1], tokens[:, prefix:]), dim=1))
 
     def regress(self, latent_visible: Tensor, visible: Tensor, masked: Tensor, positions: Tensor) -> Tensor:

@@ -210,3 +210,32 @@ def test_pretraining(name):
     losses = model.loss(torch.randn(2, 3, size, size), samples)
     losses['loss_main'].backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_a_whole_method_is_loaded_again(tmp_path):
+    """What pretraining with a TimmEncoder writes, by load_cae and by init_cfg of the model."""
+    from mmcae.apis import load_cae
+    from mmcae.checkpoints import write_state_dict
+    from mmcae.checkpoints.describing import metadata_of
+    from mmcae.models import CAE
+
+    parts = dict(
+        backbone=dict(type='mmcae.TimmEncoder', model_name='vit_small_patch14_reg4_dinov2', **SMALL, img_size=56),
+        regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=32, embed_dims=32, num_layers=1, num_heads=2),
+        decoder=dict(type='mmcae.CAEDecoder', embed_dims=32, num_layers=1, num_heads=2, num_outputs=8),
+    )
+    model = CAE(**parts)
+    write_state_dict(tmp_path / 'x.pth', model.state_dict(), metadata_of(model))
+    for again in (load_cae(tmp_path / 'x.pth'), CAE(**parts, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'x.pth')))):
+        again.init_weights() if again.init_cfg else None
+        state = again.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_cae_v2_needs_a_cls_token():
+    with pytest.raises(ConfigError, match='CAEv2 compares the cls token too, and this encoder has none'):
+        CAEv2(
+            backbone=dict(type='mmcae.TimmEncoder', model_name='vit_base_patch16_siglip_224', **SMALL, img_size=64),
+            regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=32, embed_dims=32, num_layers=1, num_heads=2),
+            predictor=dict(num_outputs=8),
+        )
