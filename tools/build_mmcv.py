@@ -3,10 +3,10 @@
     python tools/build_mmcv.py
 
 It takes a C++ compiler, and nvcc where torch sees a GPU. `pip install mmcv` compiles in an environment without torch, which gives no
-operators, and fails with setuptools 81; on Python 3.13 the setup.py of mmcv 2.1 fails, because it reads `locals()` after `exec`, and is
-repaired here. The wheel is kept in a folder named after Python, torch and platform, because pip's own cache does not know which torch it
-was compiled against: in `$MMCAE_CACHE`, `~/.cache/mmcae` by default. An interrupted compilation goes on where it stopped. The files of
-mmcv-lite are overwritten by the same ones.
+operators, and fails with setuptools 81. Two lines of mmcv 2.1's setup.py are repaired here: it reads `locals()` after `exec`, which fails
+on Python 3.13, and it asks for C++17, which is too old for torch 2.14. The wheel is kept in a folder named after Python, torch and
+platform, because pip's own cache does not know which torch it was compiled against: in `$MMCAE_CACHE`, `~/.cache/mmcae` by default. An
+interrupted compilation goes on where it stopped. The files of mmcv-lite are overwritten by the same ones.
 """
 
 import argparse
@@ -24,6 +24,7 @@ BUILD_TOOLS = ('setuptools>=77,<81', 'wheel', 'ninja', 'psutil', 'numpy')
 # operators that detection spends its time in (one thread): RoIAlign of 128 boxes with 256 channels 21 / 21 / 22 ms forward, 54 / 55 / 31
 # backward; NMS of 2,000 boxes 5 / 11 / 11 ms. Compiling RoIAlign takes 10.7 s at -O1, 11.7 s at -O3. It is training that takes long: -O3.
 CFLAGS = '-O3 -g0 -DNDEBUG'
+NEEDS_CPP20 = (2, 14)  # from this torch on its headers are C++20; mmcv 2.1 says C++17
 # `exec` fills the dictionary that it is given, on every Python; the one of `locals()` is a copy from 3.13 on.
 REPAIR = (
     "exec(compile(f.read(), version_file, 'exec'))\n    return locals()['__version__']",
@@ -101,11 +102,16 @@ def fetch(scratch, source):
 
 
 def repair(setup):
-    """Have mmcv's setup.py find its version on every Python."""
+    """Have mmcv's setup.py find its version on every Python, and compile for the standard of C++ that torch's headers need."""
+    import torch
+
     text = setup.read_text(encoding='utf-8')
     if REPAIR[0] not in text:
         sys.exit(f'mmcv has changed: {setup} reads its version in another way')
-    setup.write_text(text.replace(*REPAIR), encoding='utf-8')
+    text = text.replace(*REPAIR)
+    if tuple(map(int, torch.__version__.split('.')[:2])) >= NEEDS_CPP20:
+        text = text.replace('-std=c++17', '-std=c++20')
+    setup.write_text(text, encoding='utf-8')
 
 
 def check_compiler():

@@ -92,6 +92,17 @@ def test_what_is_imported_is_declared(metadata):
     assert not unknown
 
 
+def test_citation_and_changelog_know_the_version():
+    import yaml
+
+    from mmcae import __version__
+
+    citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
+    assert citation['version'] == __version__ and citation['license'] == 'Apache-2.0'
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(citation)
+    assert f'\n## {__version__}\n' in (ROOT / 'CHANGELOG.md').read_text()
+
+
 def test_model_index():
     """Names every metafile, and these name every config of their folders."""
     import yaml
@@ -105,7 +116,7 @@ def test_model_index():
         used |= {entry['In Collection'] for entry in metafile['Models']}
         names += [entry['Name'] for entry in metafile['Models']]
         configs = sorted(str(file.relative_to(ROOT)) for file in (ROOT / path).parent.glob('*.py'))
-        assert [entry['Config'] for entry in metafile['Models']] == configs
+        assert [entry['Config'] for entry in metafile['Models']] == configs, f'{path} has to name these configs in this order'
         assert all(entry['Name'] == Path(entry['Config']).stem for entry in metafile['Models'])
         for entry in metafile.get('Collections', []):
             assert (ROOT / entry['README']).is_file() and re.fullmatch(r'https://arxiv.org/abs/\d{4}\.\d{5}', entry['Paper']['URL'])

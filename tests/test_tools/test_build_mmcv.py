@@ -18,6 +18,7 @@ def get_version():
     return locals()['__version__']
 
 
+flags = ['-Wall', '-std=c++17']
 print(get_version())
 """
 
@@ -101,6 +102,13 @@ def test_the_repaired_setup_finds_its_version(build_mmcv, pip, tmp_path):
     for code, works in ((SETUP, sys.version_info < (3, 13)), ((source / 'setup.py').read_text(), True)):
         done = subprocess.run([sys.executable, '-c', code], cwd=source, capture_output=True, text=True)
         assert (done.stdout == '2.1.0\n') == works, done.stderr
+
+
+@pytest.mark.parametrize(('torch_version', 'standard'), [('2.13.0+cpu', 'c++17'), ('2.14.1+cu130', 'c++20'), ('3.0.0', 'c++20')])
+def test_standard_of_cpp_is_that_of_torch(build_mmcv, pip, tmp_path, monkeypatch, torch_version, standard):
+    monkeypatch.setattr('torch.__version__', torch_version)
+    build_mmcv.fetch(tmp_path / 'scratch', tmp_path / 'mmcv')
+    assert f"flags = ['-Wall', '-std={standard}']" in (tmp_path / 'mmcv/setup.py').read_text()
 
 
 def test_what_cannot_be_had_is_named(build_mmcv, pip):
