@@ -11,6 +11,7 @@ mmcae.apis.read_features, or with the format's own library: docs/features.md.
 
 import os
 import sys
+from pathlib import Path
 
 INTERRUPTED = 'Interrupted. The same command goes on from here.'
 
@@ -50,8 +51,11 @@ def check(args, parser):
 
 
 def run(args):
-    from ..apis import embed
+    from ..apis.embedding import check_arguments, embed
 
+    check_arguments(
+        Path(args.out), args.features, args.batch_size, args.workers, args.dtype, args.overwrite
+    )  # before other processes start
     if args.gpus > 1 and 'RANK' not in os.environ:
         several = ['-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(args.gpus)]
         os.execv(sys.executable, [sys.executable, *several, '-m', 'mmcae', 'embed', *words(args)])
