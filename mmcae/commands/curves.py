@@ -6,7 +6,7 @@ mmcae curves work_dirs/a work_dirs/b --keys loss_main lr --names "lr 1e-3" "lr 2
 
 
 def add_arguments(parser):
-    parser.add_argument('work_dirs', nargs='+', help='work dirs of training runs; of several runs in one the newest counts')
+    parser.add_argument('work_dirs', nargs='+', help='work dirs of training runs; a run that was resumed is one curve')
     parser.add_argument('-o', '--out', default='curves.png', help='the picture to write (default: %(default)s)')
     parser.add_argument('--keys', nargs='+', default=[], help='quantities to plot (default: losses and metrics logged more than once)')
     parser.add_argument('--names', nargs='+', help='for the legend, one per work dir (default: the work dirs)')

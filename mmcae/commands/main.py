@@ -20,6 +20,7 @@ COMMANDS = {
     'reconstruct': 'draw what a pretrained model makes of masked images',
     'predictions': 'draw what detectors or segmentors predict, beside the truth',
     'curves': 'plot what training runs logged',
+    'report': 'write one page about one or several work dirs',
     'export': 'export an encoder to timm, Hugging Face, ONNX, LW-DETR, PanDerm',
     'convert': 'convert a checkpoint from or to another library',
     'pack': 'pack a folder of images into few large files',

@@ -1,5 +1,6 @@
 """Curves of what training logged."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,7 +14,10 @@ BOOKKEEPING = {'lr', 'base_lr', 'time', 'data_time', 'memory', 'epoch', 'iter', 
 
 
 def read_scalars(work_dir: str | Path) -> Series:
-    """What mmengine logged in a work dir, of its newest run: for each name the points (step, value).
+    """What mmengine logged in a work dir, or in one log: for each name the points (step, value).
+
+    A run that was resumed has a log for each start; what a later one has logged from its first step on takes the place of what was there.
+    So of a run that was started anew the newest counts.
 
     Raises:
         DataError: There is no log, or it is of another kind.
@@ -22,11 +26,24 @@ def read_scalars(work_dir: str | Path) -> Series:
     logs = [work_dir] if work_dir.is_file() else sorted(work_dir.glob('*/vis_data/scalars.json'))
     if not logs:
         raise DataError(f'There is no */vis_data/scalars.json in {work_dir}: is it the work dir of a training run?')
+    joined: Series = {}
+    for log in logs:
+        newer = read_log(log)
+        began = {name: min(step for step, _ in points) for name, points in newer.items()}
+        anew = any(name in joined and began[name] <= joined[name][0][0] for name in newer)
+        for name, points in [] if anew else joined.items():
+            newer[name] = [point for point in points if point[0] < began.get(name, math.inf)] + newer.get(name, [])
+        joined = newer or joined
+    return joined
+
+
+def read_log(log: Path) -> Series:
+    """The points of one log."""
     series: Series = {}
-    for number, line in enumerate(read_text(logs[-1]).splitlines(), 1):
-        entry = parse_json(line, f'{logs[-1]}, line {number},')
+    for number, line in enumerate(read_text(log).splitlines(), 1):
+        entry = parse_json(line, f'{log}, line {number},')
         if not isinstance(entry, dict):
-            raise DataError(f'{logs[-1]}, line {number}, is no entry of a log: {line[:40]}')
+            raise DataError(f'{log}, line {number}, is no entry of a log: {line[:40]}')
         step = entry.get('step', entry.get('iter'))
         for name, value in entry.items():
             if isinstance(value, int | float) and name not in ('step', 'iter', 'epoch'):

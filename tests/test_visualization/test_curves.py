@@ -19,7 +19,7 @@ def write_log(folder, name, entries):
 
 @pytest.fixture
 def work_dir(tmp_path):
-    write_log(tmp_path, '20260101_000000', [dict(loss=9.0, step=1)])
+    write_log(tmp_path, '20260101_000000', [dict(loss=9.0, step=10)])
     write_log(
         tmp_path,
         '20260102_000000',
@@ -32,10 +32,20 @@ def work_dir(tmp_path):
     return tmp_path
 
 
-def test_the_newest_log_is_read(work_dir):
+def test_of_a_run_started_anew_the_newest_log_is_read(work_dir):
     series = read_scalars(work_dir)
     assert series['loss'] == [(10, 2.0), (20, 1.0)] and series['accuracy/top1'] == [(20, 80.0)]
-    assert read_scalars(work_dir / '20260101_000000/vis_data/scalars.json') == dict(loss=[(1, 9.0)])
+    assert read_scalars(work_dir / '20260101_000000/vis_data/scalars.json') == dict(loss=[(10, 9.0)])
+
+
+def test_a_resumed_run_is_one_curve(tmp_path):
+    write_log(tmp_path, '20260101_000000', [dict(loss=9.0, step=step) for step in (10, 20, 30)] + [dict(acc=5.0, step=20)])
+    write_log(tmp_path, '20260102_000000', [dict(loss=1.0, step=step) for step in (30, 40)])
+    assert read_scalars(tmp_path) == dict(acc=[(20, 5.0)], loss=[(10, 9.0), (20, 9.0), (30, 1.0), (40, 1.0)])
+    write_log(tmp_path, '20260103_000000', [])  # a start that logged nothing
+    assert read_scalars(tmp_path)['loss'][-1] == (40, 1.0)
+    write_log(tmp_path, '20260104_000000', [dict(loss=7.0, step=10)])  # started anew
+    assert read_scalars(tmp_path) == dict(loss=[(10, 7.0)])
 
 
 def test_a_folder_without_log_is_refused(tmp_path):
