@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.registry import DATASETS, HOOKS, MODELS, DefaultScope, Registry
 
-from mmcae.utils.errors import CheckpointError, ConfigError, DataError, DependencyError, nearest, one_line_errors
+from mmcae.utils.errors import CheckpointError, ConfigError, DataError, DependencyError, explain, nearest, one_line_errors
 
 TOYS = Registry('toy', parent=None, scope='toys')
 
@@ -273,3 +273,10 @@ def test_nearest():
 
 
 TOYS.register_module(module=Engine)
+
+
+def test_type_of_a_library_that_is_not_installed(monkeypatch):
+    """Such as a detector in the config of another library's scope."""
+    monkeypatch.setitem(sys.modules, 'mmdet', None)
+    error = KeyError('mmdet.MaskRCNN is not in the mmengine::model registry. Please check whether ...')
+    assert "asks for type 'mmdet.MaskRCNN': mmdet is not installed. Remedy: pip install \"mmcae[detection]" in explain(error)
