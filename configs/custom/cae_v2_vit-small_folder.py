@@ -3,8 +3,8 @@
     python tools/train.py configs/custom/cae_v2_vit-small_folder.py --cfg-options data_root=/path/to/images \
         teacher.checkpoint=/path/to/ViT-B-16.pt
 
-The teacher is OpenAI's CLIP; or a model of timm, such as DINOv2's or UNI's ViT, with teacher.model below; or any encoder of mmcae. Nothing is
-downloaded. docs/tokenizers.md lists them. What else you may want to change is as in cae_vit-small_folder.py, but:
+The teacher is OpenAI's CLIP; or a model of timm, such as DINOv2's or UNI's ViT, with teacher.model below; or any encoder of mmcae. Nothing
+is downloaded. docs/tokenizers.md lists them. What else you may want to change is as in cae_vit-small_folder.py, but:
 
     num_masked           a quarter of the patches for small encoders, a half for base and large
     supervise            leave out 'cls' for teachers without one

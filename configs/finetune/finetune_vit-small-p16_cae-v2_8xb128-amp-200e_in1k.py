@@ -13,6 +13,4 @@ auto_scale_lr = dict(base_batch_size=1024)
 
 # ---- possibly changed: the length, in train_cfg and in `end`
 train_cfg = dict(max_epochs=200)
-param_scheduler = [
-    dict(type='mmcae.WarmupCosineLR', warmup=20, end=200, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)
-]
+param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=20, end=200, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]

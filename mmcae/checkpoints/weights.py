@@ -146,8 +146,8 @@ class Weights:
         parts = beyond_cae(self.vit) if self.described is None and self.is_vit else []
         if parts:
             raise CheckpointError(
-                f'{self.origin} holds a ViT with {" and ".join(parts)}, which CAEViT has not: build it as mmcae.TimmEncoder, as load_encoder '
-                'does; mmcae export writes it for other tools'
+                f'{self.origin} holds a ViT with {" and ".join(parts)}, which CAEViT has not: build it as mmcae.TimmEncoder, as '
+                'load_encoder does; mmcae export writes it for other tools'
             )
         sizes = sizes_of(self.encoder, self.origin)
         spec = self.described or self.inferred(sizes, img_size)
