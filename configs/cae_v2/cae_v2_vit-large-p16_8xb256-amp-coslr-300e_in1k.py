@@ -1,5 +1,5 @@
-# CAE v2-L on ImageNet-1k, 300 epochs, with CLIP-L/14 as teacher. The paper reports linear 81.7, fine-tuning 86.7 top-1 and no script:
-# from there are the length and the layer scale; PanDerm trained this model so, with 50 % masked and CLIP at 196 pixels. The rest is as in base.
+# CAE v2-L on ImageNet-1k, 300 epochs, CLIP-L/14 as teacher. The paper reports linear 81.7, fine-tuning 86.7 top-1 and no script: length
+# and layer scale are from there; PanDerm trained this model so, with 50 % masked and CLIP at 196 pixels. The rest is that of base.
 
 _base_ = ['cae_v2_vit-base-p16_8xb256-amp-coslr-300e_in1k.py']
 
