@@ -276,6 +276,7 @@ def import_mmpretrain():
     mmcv, mmpretrain warns of the layers that need them; none of ours does.
     """
     require('mmpretrain')
+    spare_multimodal()
     if 'mmdet' in sys.modules or 'mmpretrain.models' in sys.modules:
         return
     sys.modules['mmdet'] = None
@@ -285,6 +286,19 @@ def import_mmpretrain():
             importlib.import_module('mmpretrain.models')
     finally:
         del sys.modules['mmdet']
+
+
+def spare_multimodal():
+    """Tell mmpretrain that it has no multimodal models, where transformers 5 is installed.
+
+    They ask it for functions that it has no longer, and nothing of mmpretrain could be imported. None of ours needs them.
+    """
+    try:
+        newer = _parse(metadata.version('transformers')).release >= (5,)
+    except metadata.PackageNotFoundError:
+        return
+    if newer and find_spec('mmpretrain') and 'mmpretrain.models' not in sys.modules:
+        importlib.import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
 
 
 # ---------------------------------------------------------------- several processes without a GPU

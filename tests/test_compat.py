@@ -68,6 +68,24 @@ def test_mmpretrain_loads_without_mmdet_which_stays_available():
     assert code == 0, output
 
 
+def test_beside_a_transformers_that_mmpretrain_does_not_know(tmp_path):
+    """Version 5 lacks functions that mmpretrain's multimodal models take from it, and alone mmpretrain's models cannot be imported."""
+    (tmp_path / 'transformers').mkdir()
+    for name, content in {
+        'transformers/__init__.py': '',
+        'transformers/activations.py': 'ACT2FN = {}',
+        'transformers-5.1.0.dist-info/METADATA': 'Metadata-Version: 2.1\nName: transformers\nVersion: 5.1.0\n',
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get('PYTHONPATH')])])
+    code, output = process('import mmpretrain.models', PYTHONPATH=path)
+    assert code != 0 and 'transformers' in output or 'NoneType' in output, output
+    for first in ('import mmcae.models', 'from mmcae import compat; compat.import_mmpretrain()'):
+        code, output = process(f'{first}; from mmpretrain.models import VisionTransformer; import mmcae.models', PYTHONPATH=path)
+        assert code == 0, output
+
+
 def test_our_types_are_found_without_importing_mmcae():
     """As in the tools of the other libraries, which know nothing of mmcae."""
     code, output = process(

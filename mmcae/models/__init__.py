@@ -1,6 +1,10 @@
 """Models: methods, encoders, targets, and what carries an encoder into other tasks."""
 
+from .. import compat
 from ..registry import MODELS, register_lazily
+
+compat.spare_multimodal()  # before anything here imports mmpretrain's models
+
 from .dense import DeconvPyramid, SimpleFeaturePyramid
 from .encoders.base import Encoder
 from .encoders.timm_encoder import TimmEncoder

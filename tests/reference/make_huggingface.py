@@ -2,7 +2,7 @@
 
     python tests/reference/make_huggingface.py tests/reference/huggingface
 
-mmpretrain 1.2 cannot be imported beside transformers 5, so the tests read these folders in place of making them.
+The tests read these folders in place of making them, so that they need no transformers.
 """
 
 import sys

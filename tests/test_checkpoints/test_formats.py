@@ -137,7 +137,7 @@ for folder in sorted(Path(sys.argv[1]).glob('*/')):
 
 @torch.no_grad()
 def test_transformers_reads_it(tmp_path):
-    """In a process of its own: mmpretrain 1.2 cannot be imported beside transformers 5. MMCAE_TRANSFORMERS is a folder that has it."""
+    """In a process of its own, as its users have it. MMCAE_TRANSFORMERS is a folder with transformers, where the environment has none."""
     environment = dict(os.environ, PYTHONPATH=os.environ.get('MMCAE_TRANSFORMERS', ''), HF_HUB_OFFLINE='1')
     if subprocess.run([sys.executable, '-c', 'import transformers'], env=environment, capture_output=True).returncode:
         pytest.skip('transformers is not installed: pip install --target FOLDER transformers, and MMCAE_TRANSFORMERS=FOLDER')
