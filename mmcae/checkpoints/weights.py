@@ -120,7 +120,7 @@ class Weights:
     @property
     def is_v2(self) -> bool:
         """Whether it is of CAE v2, which has one head for all tokens in the place of a decoder."""
-        return any(key.startswith('predictor.') for key in self.state)
+        return any(key.startswith('predictor.fc.') for key in self.state)
 
     @property
     def left_out(self) -> Counter:

@@ -10,10 +10,15 @@ from .encoders.base import Encoder
 from .encoders.timm_encoder import TimmEncoder
 from .encoders.vit import CAEViT
 from .heads import AttentiveClsHead
+from .methods.beit import BEiT
 from .methods.cae import CAE
 from .methods.cae_v2 import CAEv2
+from .methods.data2vec import Data2Vec
 from .methods.decoder import CAEDecoder
+from .methods.ijepa import IJEPA, JEPAPredictor
+from .methods.mae import MAE, MAEDecoder
 from .methods.regressor import LatentContextualRegressor
+from .methods.simmim import SimMIM
 from .preprocessor import ViewPreprocessor
 from .targets import DALLETokenizer, DiscreteVAE, PatchCodebook, PixelTargets, StoredTokens, Teacher
 
@@ -21,17 +26,24 @@ register_lazily(MODELS, 'mmcae.models.dense.detection', 'MaskTTAModel', 'RPNHead
 
 __all__ = [
     'AttentiveClsHead',
+    'BEiT',
     'CAE',
     'CAEDecoder',
-    'CAEv2',
     'CAEViT',
+    'CAEv2',
     'DALLETokenizer',
+    'Data2Vec',
     'DeconvPyramid',
     'DiscreteVAE',
     'Encoder',
+    'IJEPA',
+    'JEPAPredictor',
     'LatentContextualRegressor',
+    'MAE',
+    'MAEDecoder',
     'PatchCodebook',
     'PixelTargets',
+    'SimMIM',
     'SimpleFeaturePyramid',
     'StoredTokens',
     'Teacher',

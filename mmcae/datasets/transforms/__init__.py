@@ -4,7 +4,7 @@ from ...registry import TRANSFORMS, register_lazily
 from .color_jitter import ColorJitter
 from .evaluation_view import EvaluationView
 from .loading import LoadImage
-from .masks import BlockMaskGenerator, RandomMaskGenerator
+from .masks import BlockMaskGenerator, MultiBlockMaskGenerator, RandomMaskGenerator
 from .micron_scale import MicronScale
 from .stored_views import StoredViews
 from .tissue import HEDJitter, RandomRotate90
@@ -19,6 +19,7 @@ __all__ = [
     'HEDJitter',
     'LoadImage',
     'MicronScale',
+    'MultiBlockMaskGenerator',
     'OneViewCrop',
     'RandomMaskGenerator',
     'RandomRotate90',

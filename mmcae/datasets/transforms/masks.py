@@ -126,6 +126,63 @@ class RandomMaskGenerator(BaseTransform):
         return f'{type(self).__name__}(grid={self.grid}, num_masked={self.num_masked})'
 
 
+@TRANSFORMS.register_module()
+class MultiBlockMaskGenerator(BaseTransform):
+    """Choose target blocks and a context for I-JEPA (arXiv 2301.08243, section 3).
+
+    The blocks lie anywhere and may overlap; the context is ``num_visible`` patches out of those that are in no block. Since one batch needs
+    equal counts, blocks have one size, where the paper draws one for each batch, and the context is cut to one size in every batch.
+
+    Added keys: ``mask``, a bool array (h, w), False = context; ``target_blocks``, an int64 array (T, k) of raster indices, to be packed by
+    ``PackInputs(algorithm_keys=['target_blocks'])``.
+
+    Args:
+        grid (int | tuple[int, int]): Patches per side, or (rows, columns): image size / patch size.
+        block (int | tuple[int, int]): Patches per side of a target block, or (rows, columns); the paper's have 0.15 to 0.2 of the image.
+        num_visible (int): Patches of the context.
+        num_blocks (int): Target blocks of each image. Defaults to 4.
+
+    Raises:
+        ConfigError: A block does not fit the grid, or too few patches are left for the context.
+    """
+
+    MAX_FAILURES = 10_000
+
+    def __init__(self, grid, block, num_visible, num_blocks=4):
+        self.grid, self.block = _rows_columns(grid), _rows_columns(block)
+        self.num_visible, self.num_blocks = num_visible, num_blocks
+        if any(size > side for size, side in zip(self.block, self.grid, strict=True)):
+            raise ConfigError(f'block={self.block} does not fit the grid of {self.grid[0]}x{self.grid[1]} patches')
+        if num_blocks < 1:
+            raise ConfigError(f'num_blocks={num_blocks} must be at least 1')
+        _check_count(self.grid[0] * self.grid[1] - num_visible, self.grid)
+        self._draw(np.random.RandomState(0))  # settings that cannot work fail here and not in a loader worker
+
+    def transform(self, results):
+        results['mask'], results['target_blocks'] = self._draw(np.random)
+        return results
+
+    def _draw(self, rng):
+        raster = np.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
+        (rows, columns), (h, w) = self.grid, self.block
+        for _ in range(self.MAX_FAILURES):
+            corners = [(rng.randint(rows - h + 1), rng.randint(columns - w + 1)) for _ in range(self.num_blocks)]
+            blocks = np.stack([raster[top : top + h, left : left + w].ravel() for top, left in corners])
+            free = np.setdiff1d(raster, blocks)
+            if len(free) >= self.num_visible:
+                mask = np.ones(raster.size, bool)
+                mask[rng.permutation(free)[: self.num_visible]] = False
+                return mask.reshape(self.grid), blocks
+        raise ConfigError(
+            f'{self.num_blocks} blocks of {h}x{w} on a {rows}x{columns} grid hardly ever leave {self.num_visible} patches for the context: '
+            'lower num_visible, block or num_blocks'
+        )
+
+    def __repr__(self):
+        settings = f'block={self.block}, num_visible={self.num_visible}, num_blocks={self.num_blocks}'
+        return f'{type(self).__name__}(grid={self.grid}, {settings})'
+
+
 def _rows_columns(grid):
     rows, columns = (grid, grid) if isinstance(grid, int) else grid
     if rows < 1 or columns < 1:

@@ -61,8 +61,10 @@ class Encoder(BaseModule):
 
     # ------------------------------------------------------------ what a subclass writes
 
-    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int], list[tuple]]:
-        """Images (B, in_channels, H, W), and the raster indices (B, n) of some patches -> what the blocks take.
+    def embed(
+        self, images: Tensor, index: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int], list[tuple]]:
+        """Images (B, in_channels, H, W), and the raster indices (B, n) of some patches -> what the blocks take; see :meth:`encode`.
 
         Returns:
             Tokens (B, num_prefix_tokens + n, C) with their positions; the whole patch grid (h, w); for each block, what it needs besides.
@@ -127,21 +129,25 @@ class Encoder(BaseModule):
             raise ConfigError(f'out_indices {wrong} name no block: give some of the {self.num_layers} of this encoder, numbered from 0')
         return tuple(i % self.num_layers for i in indices)
 
-    def encode(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, index: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """The encoder of pretraining: latent representations of some patches, or of all.
 
         Args:
             images: (B, in_channels, H, W), normalised.
             index: int64 (B, n), the raster indices of the patches to encode. All patches where not given.
+            mask: bool (B, N), without `index`: True where `mask_token` takes the place of a patch's embedding, before positions are added.
+            mask_token: (1, 1, C).
 
         Returns:
             (B, num_prefix_tokens + n, C) after the final norm: the prefix, then the patches in the order of `index`.
         """
-        return self.norm(self.tokens(images, index)[0])
+        return self.norm(self.tokens(images, index, mask, mask_token)[0])
 
-    def tokens(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
+    def tokens(
+        self, images: Tensor, index: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
         """The same before the final norm, and the whole patch grid (h, w)."""
-        x, grid, context = self.embed(images, index)
+        x, grid, context = self.embed(images, index, mask, mask_token)
         for depth in range(self.num_layers):
             x = self.run(depth, x, context)
         return x, grid
@@ -272,3 +278,10 @@ class Encoder(BaseModule):
         super().train(mode)
         self.freeze()
         return self
+
+
+def hide(patches: Tensor, mask: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """Embedded patches (B, N, C) or (B, rows, columns, C), with a mask token (1, 1, C) where a mask (B, N) is True."""
+    if mask is None:
+        return patches
+    return torch.where(mask.view(*patches.shape[:-1], 1), mask_token.flatten().to(patches.dtype), patches)

@@ -19,7 +19,7 @@ from ...checkpoints.timm_names import VIT
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError, nearest
 from ...utils.open_sizes import is_open, resize_to_open_grid
-from .base import Encoder
+from .base import Encoder, hide
 from .layers import pick
 
 HOMES = ('timm.models.vision_transformer', 'timm.models.deit', 'timm.models.eva')
@@ -159,7 +159,9 @@ class TimmEncoder(Encoder):
 
     # ------------------------------------------------------------ computing
 
-    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int], list[tuple]]:
+    def embed(
+        self, images: Tensor, index: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int], list[tuple]]:
         """See :meth:`.base.Encoder.embed`: the rotary embedding is what blocks need besides."""
         grid = self.grid_of(images.shape[-2:])
         if not self.vit.dynamic_img_size and grid != self.grid:
@@ -167,7 +169,7 @@ class TimmEncoder(Encoder):
                 f'{self.model_name} takes {"x".join(map(str, self.img_size))} pixels alone with dynamic_img_size=False: leave that out'
             )
         # All patches are projected: it is the smallest part of the work, and timm knows where their positions belong.
-        x = self.vit.patch_embed(images)
+        x = hide(self.vit.patch_embed(images), mask, mask_token)
         x, rope = self.with_open_positions(x, grid) if is_open(*grid) else self.with_positions(x)
         if index is not None:
             prefix = self.num_prefix_tokens

@@ -13,7 +13,7 @@ from ...checkpoints.tables import bias_grid, grid_of_table, resize_bias_table, r
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.open_sizes import is_open
-from .base import Encoder
+from .base import Encoder, hide
 from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick
 
 # The authors' sizes: tiny and small have 12 heads too.
@@ -163,7 +163,7 @@ class CAEViT(Encoder):
             origin=self.origin,
         )
 
-    def encode(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+    def encode(self, images: Tensor, index: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """See :meth:`.base.Encoder.encode`.
 
         Raises:
@@ -171,13 +171,16 @@ class CAEViT(Encoder):
         """
         if index is not None and self.window_size:
             raise ConfigError('Windows of patches need all patches of an image: pretrain without window_size, and set it for detection')
-        return super().encode(images, index)
+        return super().encode(images, index, mask, mask_token)
 
-    def embed(self, images: Tensor, index: Tensor | None = None) -> tuple[Tensor, tuple[int, int], list[tuple]]:
+    def embed(
+        self, images: Tensor, index: Tensor | None = None, mask: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int], list[tuple]]:
         """See :meth:`.base.Encoder.embed`: tokens (B, 1 + n, C), and for each block the grid."""
         grid = self.grid_of(images.shape[-2:])
         positions = self.positions(grid).to(images.dtype)
-        x = self.patch_embed(images, index) + (positions[:, 1:] if index is None else pick(positions[:, 1:], index))
+        x = hide(self.patch_embed(images, index), mask, mask_token)
+        x = x + (positions[:, 1:] if index is None else pick(positions[:, 1:], index))
         cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat((cls.to(x.dtype), x), dim=1), grid, [(grid,)] * self.num_layers
 

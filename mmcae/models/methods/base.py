@@ -13,7 +13,7 @@ from ...checkpoints.loading import check_heads_agree
 from ...checkpoints.tables import grid_of_table, resize_position_table
 from ...registry import MODELS
 from ...utils.errors import ConfigError, DataError
-from ..encoders.layers import init_stack
+from ..encoders.layers import init_stack, trunc_normal_
 from ..encoders.vit import unknown_grid
 from ..targets.base import Target
 
@@ -23,8 +23,9 @@ TARGET = 'target_generator.'  # mmpretrain's name of the part, which is not save
 class MaskedImageModel(BaseSelfSupervisor):
     """Base of the methods: an encoder of visible patches, parts of the method's own, and a target that is fixed.
 
-    A method says in `PARTS` which of its modules are trained, and writes :meth:`forward_loss`, which reads like its figure. With latent
-    positions it registers a buffer `pos_embed` (1, N, D), which is resized with the encoder's.
+    A method says in `PARTS` which of its modules and parameters are saved, and writes :meth:`forward_loss`, which reads like its figure.
+    With latent positions it registers a buffer `pos_embed` (1, N, D), which is resized with the encoder's. One that makes its targets
+    itself sets `NEEDS_TARGET` to False.
 
     Args:
         backbone: The encoder, :class:`CAEViT` or :class:`TimmEncoder`.
@@ -41,6 +42,7 @@ class MaskedImageModel(BaseSelfSupervisor):
     """
 
     PARTS: tuple[str, ...] = ('backbone',)
+    NEEDS_TARGET = True
     target_generator: Target | None
 
     def __init__(
@@ -72,13 +74,13 @@ class MaskedImageModel(BaseSelfSupervisor):
 
     # ------------------------------------------------------------ training
 
-    def forward_loss(self, images: Tensor, view: Tensor, visible: Tensor, masked: Tensor) -> dict[str, Tensor]:
+    def forward_loss(self, images: Tensor, view: Tensor | None, visible: Tensor, masked: Tensor) -> dict[str, Tensor]:
         """The method: losses (names with `loss`) and metrics of one batch.
 
         Args:
             images: The encoder's view (B, C, H, W), normalised. With complementary masks each image is there twice.
-            view: The target's view (b, c, h, w), normalised; b = B, or B / 2 with complementary masks.
-            visible, masked: int64 (B, n) and (B, m), raster indices of the patches.
+            view: The target's view (b, c, h, w), normalised; b = B, or B / 2 with complementary masks. None without a target.
+            visible, masked: int64 (B, n) and (B, m), raster indices of the patches; see :meth:`split`.
         """
         raise NotImplementedError
 
@@ -93,18 +95,27 @@ class MaskedImageModel(BaseSelfSupervisor):
         Returns:
             Loss terms, already weighted, and metrics.
         """
-        if self.target_generator is None:
+        target = self.target_generator
+        if target is None and self.NEEDS_TARGET:
             raise self.no_target()
         views = (inputs,) if isinstance(inputs, Tensor) else inputs
-        images, second = views[0], None if self.target_generator.reads_encoder_view else views[1]
-        self.check_shapes(images.shape[1:], None if second is None else second.shape[1:], data_samples[0].mask.shape)
-        view = second
-        if second is None:
-            view = self.target_generator.view_of(images, self.backbone.grid_of(images.shape[-2:]), self.data_preprocessor)
-        visible, masked = split_patches(torch.stack([sample.mask.flatten() for sample in data_samples]), images)
+        images, view = views[0], views[1] if self.needs_two_views else None
+        self.check_shapes(images.shape[1:], None if view is None else view.shape[1:], data_samples[0].mask.shape)
+        if target is not None and target.reads_encoder_view:
+            view = target.view_of(images, self.backbone.grid_of(images.shape[-2:]), self.data_preprocessor)
+        visible, masked = self.split(data_samples, images)
         if self.complementary:
             images, visible, masked = both_halves(images, visible, masked)
         return self.forward_loss(images, view, visible, masked)
+
+    def split(self, data_samples: list[DataSample], images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder sees and what is predicted: raster indices int64 (B, n) and (B, m)."""
+        return split_patches(torch.stack([sample.mask.flatten() for sample in data_samples]), images)
+
+    @property
+    def needs_two_views(self) -> bool:
+        """Whether images need a second view, for the target."""
+        return self.target_generator is not None and not self.target_generator.reads_encoder_view
 
     def targets(self, view: Tensor, masked: Tensor, visible: Tensor) -> Tensor:
         """The targets (B, m, ...) of the masked patches; with complementary masks one pass of the target serves both halves."""
@@ -171,8 +182,11 @@ class MaskedImageModel(BaseSelfSupervisor):
     def init_weights(self):
         """Fresh weights in all parts, then those of the checkpoints that the model's, the encoder's and the target's init_cfg name."""
         for name in self.PARTS:
-            part = self.get_submodule(name)
-            part.init_weights() if name == 'backbone' and pretrained_source(part.init_cfg) else init_stack(part, self.weight_init)
+            part = getattr(self, name)
+            if isinstance(part, Tensor):
+                trunc_normal_(part)
+            else:
+                part.init_weights() if name == 'backbone' and pretrained_source(part.init_cfg) else init_stack(part, self.weight_init)
         source = pretrained_source(self.init_cfg)
         if source:
             self.load_pretrained(**source)
@@ -187,8 +201,8 @@ class MaskedImageModel(BaseSelfSupervisor):
         self.check_method('CAEv2' if weights.is_v2 else weights.method.get('name'), weights.origin)
         spec = weights.spec(img_size=self.backbone.spec.img_size)
         check_heads_agree(weights.origin, spec.num_heads, self.backbone.spec.num_heads, 'model.backbone.arch')
-        parts = (*(f'{part}.' for part in self.PARTS), 'pos_embed')
-        state = {key: value for key, value in weights.state.items() if key.startswith(parts)}
+        parts = (*self.PARTS, 'pos_embed')
+        state = {key: value for key, value in weights.state.items() if key.split('.')[0] in parts}
         return load_strictly(self, state, weights.origin, allow_missing, unused=len(weights.state) - len(state), spec=spec)
 
     def check_method(self, name: str | None, origin: str):
@@ -221,10 +235,9 @@ class MaskedImageModel(BaseSelfSupervisor):
         Raises:
             ConfigError: Names what does not fit, and what to set.
         """
-        target = self.target_generator
-        if target is None:
+        if self.target_generator is None and self.NEEDS_TARGET:
             raise self.no_target()
-        needed = 1 if target.reads_encoder_view else 2
+        needed = 2 if self.needs_two_views else 1
         views = [inputs] if isinstance(inputs, Tensor) else inputs
         if len(views) < needed or 'mask' not in data_sample:
             wanted, crop = ('two views', 'TwoViewCrop') if needed == 2 else ('a view', 'OneViewCrop')
