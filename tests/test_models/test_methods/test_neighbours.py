@@ -14,6 +14,7 @@ from torch import nn
 from mmcae.apis import load_encoder
 from mmcae.checkpoints import load_strictly, to_mmcae
 from mmcae.datasets.transforms import MultiBlockMaskGenerator
+from mmcae.models import PatchCodebook
 from mmcae.models.methods.beit import encode_masked
 from mmcae.registry import MODELS
 from mmcae.utils.errors import ConfigError
@@ -392,3 +393,37 @@ def test_without_target_it_only_predicts(name, images, mask):
     model = build(name, target_generator=None)
     with pytest.raises(ConfigError, match=f'{name} was built without target_generator'):
         model.loss([images, images], samples_of(mask))
+
+
+@pytest.mark.parametrize('name', ['beit', 'simmim', 'data2vec', 'ijepa'])
+def test_recipe_trains_and_resumes_exactly(name, repository, image_folder, fork_tool, tmp_path):
+    settings = [
+        f'train_dataloader.dataset.data_root={image_folder(size=(40, 40), count=4)}',
+        'train_dataloader.dataset.data_prefix=',
+        'train_dataloader.batch_size=4',
+        'train_dataloader.num_workers=0',
+        'train_dataloader.persistent_workers=False',
+        'train_cfg.max_iters=4',
+        'param_scheduler.0.warmup=1',
+        'param_scheduler.0.end=4',
+        'default_hooks.checkpoint.interval=2',
+        'default_hooks.logger.interval=1',
+        'randomness.seed=0',
+    ]
+    if name == 'beit':
+        tokenizer = PatchCodebook(vocab_size=64, patch_size=8)
+        tokenizer.quantizer.usage.fill_(1)
+        torch.save(dict(state_dict=tokenizer.state_dict()), tmp_path / 'tokenizer.pth')
+        settings.append(f'model.target_generator.checkpoint={tmp_path / "tokenizer.pth"}')
+    command = ('tools/train.py', repository / f'configs/digits/{name}_vit-digits.py')
+    code, output = fork_tool(*command, '--work-dir', tmp_path / 'whole', '--cfg-options', *settings)
+    assert code == 0 and output.count('loss_main: ') == 4, output
+    resumed = ('--work-dir', tmp_path / 'halves', '--resume', tmp_path / 'whole/iter_2.pth')
+    code, output = fork_tool(*command, *resumed, '--cfg-options', *settings)
+    assert code == 0 and output.count('loss_main: ') == 2, output
+    whole, halves = (torch.load(tmp_path / run / 'iter_4.pth', weights_only=False)['state_dict'] for run in ('whole', 'halves'))
+    torch.testing.assert_close(halves, whole, rtol=0, atol=0)
+    assert any(key.startswith('target_encoder.module.blocks') for key in whole) == (name in ('data2vec', 'ijepa'))
+    other = ('tools/train.py', repository / 'configs/digits/cae_pixels_vit-digits.py', '--work-dir', tmp_path / 'other')
+    code, output = fork_tool(*other, '--resume', tmp_path / 'whole/iter_2.pth', '--cfg-options', *settings[:11])
+    assert code == 2 and 'the model of CAE: start from its encoder alone' in output.splitlines()[-1], output
