@@ -9,7 +9,8 @@ from mmengine.registry import DATASETS, init_default_scope
 from mmcae.engine.launch import build_runner
 from mmcae.utils.configs.loading import load_config
 
-PRETRAINING = ('tokenizer', 'cae_vit', 'cae_pixels_vit', 'cae_teacher_vit', 'mae_vit')
+NEIGHBOURS = ('mae_vit', 'beit_vit', 'simmim_vit', 'data2vec_vit', 'ijepa_vit')
+PRETRAINING = ('tokenizer', 'cae_vit', 'cae_pixels_vit', 'cae_teacher_vit', 'cae_v2_vit', *NEIGHBOURS)
 LABELLED = ('linear_vit', 'attentive_vit', 'finetune_vit')
 DENSE = ('mask_rcnn_vit', 'upernet_vit')
 DATA = ('digits', 'fashion')
@@ -139,7 +140,7 @@ def test_a_tokenizer_its_cae_and_the_second_round(train, tmp_path):
     assert all(parameter.isfinite().all() for parameter in runner.model.parameters())
 
 
-@pytest.mark.parametrize('recipe', ['cae_pixels_vit', 'mae_vit'])
+@pytest.mark.parametrize('recipe', ['cae_pixels_vit', 'mae_vit', 'simmim_vit', 'data2vec_vit', 'ijepa_vit'])
 def test_pretraining_without_a_tokenizer(train, recipe):
     runner = train(recipe)
     assert all(parameter.isfinite().all() for parameter in runner.model.parameters())
