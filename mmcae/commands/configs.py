@@ -5,27 +5,32 @@ mmcae configs list upernet                             # those with this in thei
 mmcae configs show cae/cae_vit-small_folder            # every setting, bases and changes included
 mmcae configs show cae/cae_vit-small_folder data_root=/images max_epochs=100
 mmcae configs copy cae/cae_vit-small_folder mine.py    # its bases stay in mmcae: train it by `mmcae train mine.py`
+mmcae configs for CHECKPOINT detection > mine.py       # a config that trains this task on this very encoder
 """
 
+import contextlib
+import sys
 from pathlib import Path
 
 
 def add_arguments(parser):
-    parser.add_argument('action', choices=['list', 'show', 'copy'], help='what to do')
-    parser.add_argument('name', nargs='?', help='of a config; of `list`: a part of the names')
-    parser.add_argument('rest', nargs='*', metavar='FILE | KEY=VALUE', help='of `copy`: where to; of `show`: changes')
+    parser.add_argument('action', choices=['list', 'show', 'copy', 'for'], help='what to do')
+    parser.add_argument('name', nargs='?', help='of a config; of `list`: a part of the names; of `for`: a checkpoint')
+    parser.add_argument(
+        'rest', nargs='*', metavar='FILE | KEY=VALUE | TASK', help='of `copy`: where to; of `show`: changes; of `for`: tasks'
+    )
     parser.add_argument('--overwrite', action='store_true', help='copy over a file that exists')
 
 
 def check(args, parser):
     if args.name is None and args.action != 'list':
-        parser.error(f'{args.action} needs the name of a config; `list` shows them')
+        parser.error(f'{args.action} needs the name of a {"checkpoint" if args.action == "for" else "config; `list` shows them"}')
     if (args.action == 'list' and args.rest) or (args.action == 'copy' and len(args.rest) > 1):
         parser.error(f'{args.action} has too many arguments')
 
 
 def run(args):
-    dict(list=list_configs, show=show, copy=copy)[args.action](args)
+    {'list': list_configs, 'show': show, 'copy': copy, 'for': print_snippets}[args.action](args)
 
 
 def list_configs(args):
@@ -61,3 +66,16 @@ def copy(args):
         raise ConfigError(f'{target} exists: give another name, or --overwrite')
     write_file(target, standalone(source))
     print(f'Wrote {target}, which builds on the configs of mmcae. Train it by: mmcae train {target}')
+
+
+def print_snippets(args):
+    from ..apis import load_encoder
+    from ..utils.errors import ConfigError, nearest
+    from .snippets import RECIPES, snippet
+
+    for task in args.rest:
+        if task not in RECIPES:
+            raise ConfigError(f'There are no configs for {task!r}{nearest(task, RECIPES)}; there are {", ".join(RECIPES)}')
+    with contextlib.redirect_stdout(sys.stderr):  # what is printed is a config, without the report of loading
+        spec = load_encoder(args.name).spec
+    print('\n'.join(snippet(task, spec, Path(args.name).absolute()) for task in args.rest or RECIPES), end='')
