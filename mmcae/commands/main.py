@@ -12,6 +12,7 @@ from ..version import __version__
 # Name -> what it does; the module of that name in this folder has the rest.
 COMMANDS = {
     'train': 'train what a config describes: pretraining, classification, detection, segmentation',
+    'plan': 'memory, batch, images a second, loader cores and hours of a training on GPUs, without one',
     'test': 'judge a checkpoint on the test set of a config',
     'embed': 'features of all images of a folder, in one file',
     'evaluate': 'judge an encoder by nearest neighbours, linear and attentive probing, fine-tuning',

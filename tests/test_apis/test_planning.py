@@ -1,0 +1,70 @@
+"""Costs of a step against arithmetic done by hand."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mmcae.apis.planning import Costs, PeakMemory, by_part, count_costs
+from mmcae.utils.configs.loading import load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+EMPTY = SimpleNamespace(state={})
+
+
+def test_peak_of_tensors_that_come_and_go():
+    with FakeTensorMode():
+        model = nn.Linear(256, 256, bias=False)  # 256 KiB
+        with PeakMemory(model, EMPTY) as memory:
+            a = torch.empty(256, 1024)  # 1 MiB
+            b = a + 1  # 2 MiB
+            view = b[:10]  # no memory
+            del a, b
+            c = torch.empty(128, 1024)  # half a MiB, beside the view's 1 MiB
+    assert memory.peak == 256 * 2**10 + 2 * 2**20
+    assert memory.live == 256 * 2**10 + 1.5 * 2**20
+    assert view.shape[0] == 10 and c.shape[0] == 128
+
+
+def test_memory_of_a_training_step():
+    """An SGD with momentum of one linear layer: weight, momentum, gradient, input and the gradient of the output."""
+    with FakeTensorMode():
+        model, images = nn.Linear(512, 512, bias=False), torch.empty(64, 512)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, foreach=False)
+        for _ in range(2):
+            with PeakMemory(model, optimizer) as memory:
+                model(images).sum().backward()
+                optimizer.step()
+            optimizer.zero_grad()
+    layer = 512 * 512 * 4
+    assert 3 * layer <= memory.peak < 3.5 * layer
+
+
+def test_costs_of_a_pretraining():
+    cfg = load_config(CONFIGS / 'digits/cae_pixels_vit-digits.py')
+    costs = count_costs(cfg, (4, 8))
+    model = cfg.model.backbone.arch
+    assert costs.parameters['backbone'] > 12 * model.num_layers * model.embed_dims**2
+    assert costs.gradients == 4 * sum(costs.parameters.values()) and costs.optimizer == pytest.approx(2 * costs.gradients, rel=1e-3)
+    # A backward pass costs at most twice its forward pass; half of the encoder has none: the alignment target.
+    assert 1.5 * sum(costs.multiply_adds.values()) < costs.step < 3 * sum(costs.multiply_adds.values())
+    assert costs.at_peak[8] > costs.at_peak[4] > costs.weights + costs.optimizer
+    assert costs.largest_batch(costs.peak(100)) in (99, 100)
+    assert costs.largest_batch(costs.floor - 1) == 0
+
+
+def test_line():
+    costs = Costs({}, {}, 1.0, weights=10, optimizer=20, gradients=10, at_peak={8: 110, 4: 70})
+    assert costs.line == (30, 10) and costs.peak(6) == 90
+    assert costs.peak(1) == 40  # at the update gradients are there
+    assert costs.largest_batch(95) == 6 and costs.largest_batch(40) == 1 and costs.largest_batch(39) == 0
+
+
+def test_operations_of_parts_that_are_not_called_themselves():
+    model = nn.ModuleDict(dict(encoder=nn.ModuleDict(dict(block=nn.Identity())), head=nn.Identity()))
+    counts = {'Global': {'mm': 16}, 'ModuleDict': {'mm': 16}, 'ModuleDict.head': {'mm': 4, 'bmm': 2}}
+    counts |= {'ModuleDict.encoder.block': {'mm': 10}, 'ModuleDict.encoder.block.attn': {'mm': 7}}
+    assert by_part(counts, model) == dict(encoder=10, head=6)
