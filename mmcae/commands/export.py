@@ -2,6 +2,7 @@
 
     mmcae export work_dirs/NAME/epoch_300.pth encoder_timm --to timm
     mmcae export CHECKPOINT encoder_hf --to hf
+    mmcae export CHECKPOINT encoder_hf --to hf --push USER/NAME        # upload the folder, where you are logged in
     mmcae export CHECKPOINT encoder.onnx --to onnx
     mmcae export CHECKPOINT encoder.pth --to lw-detr
 
@@ -19,6 +20,7 @@ TARGETS = {
     'panderm': "a file for PanDerm's --pretrained_checkpoint",
     'meta': "the names of Meta's DINOv2 or DINOv3, for an encoder that came so",
 }
+FOLDERS = ('timm', 'hf')
 
 
 def add_arguments(parser):
@@ -34,11 +36,16 @@ def add_arguments(parser):
         '--img-size', type=int, nargs='+', metavar='PIXELS', help="one number, or height and width (default: the encoder's)"
     )
     parser.add_argument('--overwrite', action='store_true', help='replace OUT')
+    parser.add_argument(
+        '--push', metavar='USER/NAME', help='upload OUT, of timm or hf, to this repository of the Hugging Face Hub; a new one is private'
+    )
 
 
 def check(args, parser):
     if args.img_size is not None and len(args.img_size) > 2:
         parser.error('--img-size takes one or two numbers')
+    if args.push and args.to not in FOLDERS:
+        parser.error(f'--push uploads the folders of {" and ".join(FOLDERS)}, not what --to {args.to} writes')
 
 
 def run(args):
@@ -47,8 +54,33 @@ def run(args):
     from ..checkpoints.formats import check_output, export_encoder
 
     check_output(args.out, args.to, args.overwrite)  # before a large file is read
+    hub = hub_of_user() if args.push else None
     size = args.img_size and (args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size))
     settings = {} if size is None else dict(img_size=size)
     encoder = load_encoder(args.encoder, args.num_heads, args.prefix, args.norm, **settings)
     report = export_encoder(encoder, args.out, args.to, args.overwrite)
     print('\n'.join([f'{args.out}: {args.to}, {encoder.num_layers} blocks, {encoder.embed_dims} wide', *report]))
+    if hub:
+        hub.create_repo(args.push, private=True, exist_ok=True)
+        print(f'Uploaded to {hub.upload_folder(repo_id=args.push, folder_path=args.out, commit_message="Encoder exported by mmcae")}')
+
+
+def hub_of_user():
+    """The Hugging Face Hub, if the user is logged in and it can be reached.
+
+    Raises:
+        ConfigError: Neither a login nor a token, or one that the hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    from ..checkpoints import first_sentence
+    from ..utils.errors import ConfigError
+
+    hub = HfApi()
+    try:
+        hub.whoami()
+    except Exception as error:  # of many kinds: no token, a refused one, no network
+        raise ConfigError(
+            f'--push needs a login at the Hugging Face Hub (hf auth login, or HF_TOKEN): {first_sentence(str(error))}'
+        ) from error
+    return hub
