@@ -11,10 +11,12 @@ official            the authors' pretraining                                    
 mmpretrain          CAE or BEiTViT of mmpretrain and mmselfsup                          `backbone.layers.`
 encoder             an encoder alone; ours, the authors', and timm's BEiT agree         `blocks.`
 mmpretrain-encoder  mmpretrain's backbone alone                                         `layers.`
+huggingface         ViT, DINOv2, DINOv3, BEiT of Hugging Face                           `embeddings.`
 ==================  ==================================================================  =====================
 
 A plain ViT (MAE, DeiT, ... of mmpretrain, of timm or of MAE's authors) counts as `mmpretrain` or `encoder` and computes the same as CAEViT
-with `layer_scale_init_value=0`. What tensors do not tell, an :class:`EncoderSpec` in the file does.
+with `layer_scale_init_value=0`, and as TimmEncoder, which :func:`mmcae.apis.load_encoder` builds of timm's, Meta's and Hugging Face's. What
+tensors do not tell, an :class:`EncoderSpec` in the file does.
 
 The way of a file: reading (bytes to plain data) -> layouts (where the model is) -> renaming (to our names) -> weights (with the description
 of the encoder) -> loading (into a model).
@@ -22,6 +24,7 @@ of the encoder) -> loading (into a model).
 
 from .describing import metadata, metadata_of
 from .exporting import timm_arguments, to_mmpretrain, to_official, to_timm
+from .formats import export_encoder
 from .layouts import KINDS, load_state, locate, name_of
 from .loading import load_encoder, load_strictly, pretrained_source
 from .reading import StateDict, damaged, first_sentence, read_checkpoint, write_state_dict
@@ -42,6 +45,7 @@ __all__ = [
     'convert_timm',
     'damaged',
     'encoder_of',
+    'export_encoder',
     'first_sentence',
     'left_out',
     'load_encoder',

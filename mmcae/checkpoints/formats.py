@@ -13,6 +13,7 @@ from torch import nn
 from ..utils.errors import CheckpointError
 from .exporting import timm_arguments
 from .hugging_face import write_hugging_face
+from .low_rank import merge_low_rank
 from .reading import StateDict, write_state_dict
 from .renaming import encoder_of, to_mmcae
 from .spec import EncoderSpec, ViewSpec
@@ -82,7 +83,7 @@ def check_output(out: Path, to: str, overwrite: bool) -> tuple[Callable, tuple[s
 
 def timm_names(encoder: nn.Module) -> StateDict:
     """The tensors under timm's names: those of its BEiT, or of the model that a TimmEncoder has."""
-    return {key.removeprefix(VIT): value.detach().cpu() for key, value in encoder.state_dict().items()}
+    return {key.removeprefix(VIT): value.detach().cpu() for key, value in merge_low_rank(encoder.state_dict()).items()}
 
 
 def cae_names(encoder: nn.Module, tool: str) -> StateDict:
@@ -250,7 +251,7 @@ def write_meta(encoder: nn.Module, out: Path) -> list[str]:
     """A file under the names of Meta's DINOv2 or DINOv3, whichever the encoder is."""
     name = getattr(encoder, 'model_name', '')
     if 'dinov3' in name:
-        state = to_dinov3(timm_names(encoder))
+        state = to_dinov3(timm_names(encoder)) | {'rope_embed.periods': encoder.vit.rope.periods.detach().cpu().clone()}
     elif 'dinov2' in name or (name and 'blocks.0.ls1.gamma' in timm_names(encoder) and encoder.has_cls):
         refuse(
             {

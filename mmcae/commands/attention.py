@@ -5,7 +5,7 @@ mmcae attention CHECKPOINT IMAGE [IMAGE ...] --out attention.png
 
 
 def add_arguments(parser):
-    parser.add_argument('checkpoint', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a BEiT of timm')
+    parser.add_argument('checkpoint', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a released ViT')
     parser.add_argument('images', nargs='+', help='image files of any sizes')
     parser.add_argument('--out', default='attention.png', help='the sheet to write (default: %(default)s)')
     parser.add_argument('--block', type=int, default=-1, help='block, from 0 or from the last backwards (default: %(default)s)')

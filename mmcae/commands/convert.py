@@ -18,7 +18,7 @@ TARGETS = {
     'timm': "the encoder under the names of timm's BEiT",
     'tokenizer': "a tokenizer: SRC is OpenAI's encoder.pkl or decoder.pkl, or mmpretrain's CAE with the tokenizer in it",
 }
-KINDS = ('mmcae', 'official', 'mmpretrain', 'encoder', 'mmpretrain-encoder')
+KINDS = ('mmcae', 'official', 'mmpretrain', 'encoder', 'mmpretrain-encoder', 'huggingface')
 
 
 def add_arguments(parser):

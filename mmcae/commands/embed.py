@@ -17,7 +17,7 @@ INTERRUPTED = 'Interrupted. The same command goes on from here.'
 
 
 def add_arguments(parser):
-    parser.add_argument('encoder', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a BEiT of timm')
+    parser.add_argument('encoder', help='any checkpoint with an encoder: of mmcae, the authors, mmpretrain, or a released ViT')
     parser.add_argument('folder', help='with images in any tree below it')
     parser.add_argument('--out', required=True, metavar='FILE', help='to write: .npz, .parquet (needs pyarrow) or .zarr (needs zarr)')
     parser.add_argument(

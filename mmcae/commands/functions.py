@@ -44,7 +44,7 @@ def load_encoder(source, **settings):
     """An encoder, and the transform of the images that it expects.
 
     Args:
-        source (str | Path | Mapping): A checkpoint of mmcae, the authors, mmpretrain, or timm's BEiT.
+        source (str | Path | Mapping): A checkpoint of mmcae, the authors, mmpretrain, or a released ViT.
         **settings: `img_size`, `mean`, `std` and `crop` of :func:`mmcae.apis.extract_features`; the rest are arguments of
             :func:`mmcae.apis.load_encoder`.
 

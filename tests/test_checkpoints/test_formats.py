@@ -278,6 +278,7 @@ def test_meta(name, tmp_path):
     encoder = make(name)
     export_encoder(encoder, tmp_path / 'x.pth', 'meta')
     state = torch.load(tmp_path / 'x.pth', weights_only=True)
+    assert ('rope_embed.periods' in state) == ('v3' in name)
     assert 'mask_token' in state and ('register_tokens' in state) == ('registers' in name) and ('storage_tokens' in state) == ('v3' in name)
     arguments = {key: value for key, value in encoder.spec.arguments.items() if key != 'model_name'}
     model = timm.create_model(encoder.model_name, num_classes=0, **arguments).eval()
@@ -286,6 +287,19 @@ def test_meta(name, tmp_path):
     images = torch.randn(2, 3, *encoder.spec.img_size)
     close(model.forward_features(images), encoder.encode(images))
     close(load_encoder(tmp_path / 'x.pth', num_heads=2, img_size=encoder.spec.img_size).encode(images), encoder.encode(images))
+
+
+@torch.no_grad()
+def test_an_encoder_that_learns_by_lora(tmp_path):
+    """Its updates are in what is written, also of one in memory."""
+    torch.save(make('vit').state_dict(), tmp_path / 'vit.pth')
+    init = dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))
+    encoder = TimmEncoder('vit_small_patch16_224', **SMALL, img_size=64, lora=dict(rank=4), init_cfg=init)
+    encoder.init_weights()
+    shaken(encoder)
+    export_encoder(encoder, tmp_path / 'out', 'timm')
+    images = torch.randn(1, 3, 64, 64)
+    close(timm.create_model(f'local-dir:{tmp_path}/out', pretrained=True).eval().forward_features(images), encoder.encode(images))
 
 
 # ---------------------------------------------------------------- the output, and the command
