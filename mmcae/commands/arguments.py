@@ -94,6 +94,29 @@ def check_output_folder(path, name):
         raise ConfigError(f'{name} cannot be written: no permission in {folder}')
 
 
+def named_encoders(encoders):
+    """Encoders by name: `NAME=CHECKPOINT`, or a file, which is called by its folder and itself.
+
+    Args:
+        encoders (list[str]): As they were given.
+
+    Returns:
+        dict[str, str]: Checkpoints by name.
+
+    Raises:
+        ConfigError: Two have one name.
+    """
+    found = {}
+    for text in encoders:
+        name, equals, path = text.partition('=')
+        if not equals or not name or Path(text).exists():
+            name, path = '/'.join(Path(text).with_suffix('').parts[-2:]), text
+        if name in found:
+            raise ConfigError(f'Two encoders are called {name}: give them names, as in first={found[name]} second={path}')
+        found[name] = path
+    return found
+
+
 def device_of(name):
     """The device that an option such as `--device` names.
 

@@ -40,7 +40,7 @@ def run(args):
     from ..apis.judging import judge
     from ..evaluation.probes import Settings
     from ..utils.files import write_file
-    from .arguments import check_arguments, check_output_folder
+    from .arguments import check_arguments, check_output_folder, named_encoders
 
     check_arguments(args, at_least=dict(grid=1, shots=1, draws=2, blocks=1, patches=1, seed=0, num_heads=1, batch_size=1, workers=0))
     check_output_folder(args.out, f'--out {args.out}')
@@ -48,7 +48,7 @@ def run(args):
         blocks=tuple(args.blocks), shots=args.shots and tuple(args.shots), draws=args.draws, patches=args.patches, seed=args.seed
     )
     judgement = judge(
-        named(args.encoders),
+        named_encoders(args.encoders),
         args.data,
         args.probes,
         settings,
@@ -64,28 +64,3 @@ def run(args):
     for suffix, text in (('md', judgement.markdown()), ('json', judgement.json()), ('csv', judgement.csv())):
         write_file(args.out / f'judged.{suffix}', text)
     print(f'\n{judgement.markdown()}\nWrote {args.out / "judged.md"}, .json and .csv')
-
-
-def named(encoders):
-    """Encoders by name: `NAME=CHECKPOINT`, or a file, which is called by its folder and itself.
-
-    Args:
-        encoders (list[str]): As they were given.
-
-    Returns:
-        dict[str, str]: Checkpoints by name.
-
-    Raises:
-        ConfigError: Two have one name.
-    """
-    from ..utils.errors import ConfigError
-
-    found = {}
-    for text in encoders:
-        name, equals, path = text.partition('=')
-        if not equals or not name or Path(text).exists():
-            name, path = '/'.join(Path(text).with_suffix('').parts[-2:]), text
-        if name in found:
-            raise ConfigError(f'Two encoders are called {name}: give them names, as in first={found[name]} second={path}')
-        found[name] = path
-    return found

@@ -17,6 +17,7 @@ COMMANDS = {
     'embed': 'features of all images of a folder, in one file',
     'evaluate': 'judge an encoder by nearest neighbours, linear and attentive probing, fine-tuning',
     'judge': 'judge frozen encoders by all that the labels of a data set allow, in one table',
+    'look': 'write one page of what encoders make of images: features as colours, similarity, attention',
     'attention': 'draw where an encoder looks',
     'reconstruct': 'draw what a pretrained model makes of masked images',
     'predictions': 'draw what detectors or segmentors predict, beside the truth',

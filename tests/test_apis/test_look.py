@@ -1,0 +1,68 @@
+"""The page of what encoders make of images."""
+
+import base64
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from mmcae.apis.features import load_encoder_and_view
+from mmcae.apis.look import framed, patches_of, regressor_sheet, whole_image, write_encoder_page
+from mmcae.models import CAEViT
+
+
+@pytest.fixture
+def encoder():
+    return CAEViT(arch=dict(embed_dims=16, num_layers=2, num_heads=2), img_size=32, patch_size=8).eval()
+
+
+def test_images_of_any_size_are_shown_whole(encoder, image_folder):
+    (path, *_) = sorted(image_folder('flat', (), 1, size=(40, 100)).iterdir())
+    _, view = load_encoder_and_view(encoder)
+    cut = whole_image(path, encoder, view, 64)
+    assert cut.shape == (24, 64, 3)
+    features = patches_of(encoder, view, cut)
+    assert features.shape == (3, 8, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(features.flatten(0, 1), encoder.encode(view.normalize([cut]))[0, 1:])
+
+
+def test_page(encoder, image_folder, tmp_path, tiny_cae):
+    paths = sorted(image_folder('flat', (), 2, size=(40, 60)).iterdir())
+    model = tiny_cae().eval()
+    encoders = dict(small=load_encoder_and_view(encoder), cae=load_encoder_and_view(model.backbone))
+    page = write_encoder_page(encoders, paths, tmp_path / 'look.html', models=dict(cae=model))
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:)', text)
+    canvases = re.findall(r'data-rows="(\d+)" data-columns="(\d+)" data-cells="([^"]+)"', text)
+    assert [(int(rows), int(columns)) for rows, columns, _ in canvases] == [(3, 4), (3, 4)] * 2
+    for rows, columns, cells in canvases:
+        matrix = np.frombuffer(base64.b64decode(cells), np.uint8).reshape(int(rows) * int(columns), -1)
+        assert (matrix.diagonal() == 255).all() and (matrix == matrix.T).all()
+    assert text.count('<figure><button') == 1 + 2 * 2 + 2  # colours; attention; regressor
+    assert 'What the regressor reads: cae' in text and 'What the regressor reads: small' not in text
+
+
+def test_regressor_sheet(tiny_cae):
+    model = tiny_cae().eval()
+    _, view = load_encoder_and_view(model.backbone)
+    image = np.full((64, 64, 3), 200, np.uint8)
+    one, same, other = (regressor_sheet(model, view, image, 0.5, seed) for seed in (0, 0, 1))
+    assert one.tobytes() == same.tobytes() != other.tobytes()
+    assert regressor_sheet(model, view, image, 0.99, 0).size[0] == one.size[0]  # one patch stays visible
+    frame = framed(np.zeros((16, 16, 3), np.uint8), 3, 2, (8, 8))
+    assert frame[:8].sum() == 0 and frame[8, 8:].min() == 255 and frame[12, 12].sum() == 0
+
+
+def test_command(tiny_cae, image_folder, tmp_path, fork_tool):
+    model = tiny_cae()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'cae.pth')
+    paths = sorted(image_folder('flat', (), 1, size=(40, 60)).iterdir())
+    heads = ['--num-heads', 4, '--decoder-num-heads', 4]
+    command = ['look', f'mine={tmp_path / "cae.pth"}', *heads, '--out', tmp_path / 'look.html', '--size', 64, '--images', *paths]
+    code, output = fork_tool('mmcae/__main__.py', *command)
+    assert code == 0, output
+    assert 'What the regressor reads: mine' in (tmp_path / 'look.html').read_text()
+    code, output = fork_tool('mmcae/__main__.py', *command, '--mask-ratio', 1.5)
+    assert code == 2 and '--mask-ratio 1.5' in output.splitlines()[-1]
