@@ -171,3 +171,22 @@ def test_a_checkpoint_of_another_method(tiny_cae, resume):
         CheckpointHook().after_load_checkpoint(runner, meta)
     runner.model = nn.Linear(1, 1)
     CheckpointHook().after_load_checkpoint(runner, dict(meta=dict(method=dict(name='CAEv2'))))
+
+
+@pytest.mark.parametrize(('device', 'exchanges', 'stopped_after'), [('cpu', [1, 2, 3], 3), ('cuda', [10], 10)])
+def test_processes_that_talk_through_gpus_ask_each_other_less_often(monkeypatch, device, exchanges, stopped_after):
+    """Another process gets a signal during the third iteration."""
+    asked = []
+
+    def all_reduce(number, op):
+        asked.append(runner.iter + 1)
+        number.fill_(signal.SIGUSR1 if runner.iter >= 2 else 0)
+
+    monkeypatch.setattr('mmcae.engine.hooks.checkpoint.get_comm_device', lambda: torch.device(device))
+    monkeypatch.setattr('mmcae.engine.hooks.checkpoint.all_reduce', all_reduce)
+    hook, runner = CheckpointHook(), SimpleNamespace(world_size=2, iter=0)
+    while not hook.signal_of_all(runner):
+        runner.iter += 1
+    assert (asked, runner.iter + 1) == (exchanges, stopped_after)
+    runner.iter += 1
+    assert hook.signal_of_all(runner) == signal.SIGUSR1  # until the update that follows

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from mmengine.dist import all_gather_object, all_reduce, barrier, master_only
+from mmengine.dist import all_gather_object, all_reduce, barrier, get_comm_device, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
 
@@ -29,6 +29,7 @@ from ..resume import RECORD, by_first_process, newest_checkpoint
 RECOVERY = 'recovery_{}.pth'
 KEPT = 2  # recovery checkpoints; while a third is written, both are there
 STOPPING = {number: number.name for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+EXCHANGE = 10  # iterations
 IMPATIENT = 2.0  # seconds after which a second Ctrl-C is meant; torchrun passes the first one on a second time
 
 
@@ -75,7 +76,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.due = False
         self.saved = None  # after how many iterations the newest checkpoint was written
         self.position = {}  # epochs and iterations of the one being written, which FlexibleRunner gets wrong after a validation
-        self.signal, self.asked = 0, None
+        self.signal, self.asked, self.agreed = 0, None, 0
         self.handlers = {}
 
     # ---------------------------------------------------------------- saving
@@ -230,12 +231,17 @@ class CheckpointHook(MMEngineCheckpointHook):
             raise KeyboardInterrupt
 
     def signal_of_all(self, runner):
-        """The number of the signal that any process has got, 0 for none: all of them have to stop after the same iteration."""
+        """The number of the signal that any process has got, 0 for none: all of them have to stop after the same iteration.
+
+        Processes that talk through GPUs ask each other every `EXCHANGE` iterations, because the answer has to be waited for.
+        """
         if runner.world_size == 1:
             return self.signal
-        number = torch.tensor(int(self.signal))
-        all_reduce(number, 'max')
-        return int(number)
+        if not self.agreed and (get_comm_device().type == 'cpu' or (runner.iter + 1) % EXCHANGE == 0):
+            number = torch.tensor(int(self.signal))
+            all_reduce(number, 'max')
+            self.agreed = int(number)
+        return self.agreed
 
     def stop(self, runner, number):
         barrier()  # a launcher kills those that still write when the first one ends
