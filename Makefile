@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
 FUZZ_SECONDS ?= 600
+GPU_CHECK ?= --device cuda
 RUN := $(VENV)/bin/python
 
-.PHONY: help demo demo-full test check-cuda fuzz lint format clean environment docs package package-check matrix
+.PHONY: help demo demo-full test check-cuda gpu-check fuzz lint format clean environment docs package package-check matrix
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +14,7 @@ help:
 	@echo 'make demo-full   the same from three seeds and for every encoder: the published table'
 	@echo 'make test        lint and all tests (WORKERS=$(WORKERS) at a time)'
 	@echo 'make check-cuda  training steps without numbers: waits for the device, tensors of two devices; more with a CUDA build of torch'
+	@echo 'make gpu-check   tests, speed and memory on one GPU: results in work_dirs/gpu_check (GPU_CHECK="--device cpu --tiny" tries it)'
 	@echo 'make fuzz        random checkpoint files against the reader, for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make docs        write the documentation as a site into site/; links that lead nowhere are errors'
 	@echo 'make package     write wheel and source package into dist/'
@@ -38,6 +40,9 @@ test: environment lint
 
 check-cuda: environment
 	$(RUN) -m pytest tests/test_apis/test_fake_training.py
+
+gpu-check: environment
+	$(RUN) tools/gpu_check.py $(GPU_CHECK)
 
 fuzz: environment
 	MMCAE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(RUN) -m pytest tests/test_checkpoints/test_fuzz.py
