@@ -10,6 +10,7 @@ matrix rates, and a profile of three steps. What fails is noted, and the rest go
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,10 +63,14 @@ def run_steps(args):
         start = time.monotonic()
         print(f'{name} ...', flush=True)
         with open(args.out / f'{name}.log', 'w') as log:
+            # A session of its own, so that whatever a step has started ends with it.
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
             try:
-                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=min(limit, left)).returncode
+                code = process.wait(timeout=min(limit, left))
                 status = 'done' if code == 0 else f'failed with exit code {code}'
             except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 status = 'not finished in time'
         results[name] = dict(status=status, seconds=round(time.monotonic() - start, 1))
         path = args.out / f'{name}.json'
