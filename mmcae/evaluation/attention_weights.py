@@ -46,7 +46,7 @@ def weights_of(attention: nn.Module, run: Callable[[], object], queries: slice =
             hook.remove()
     if not found:
         raise ConfigError(f'{type(attention).__name__} computes attention by means of its own, so that its weights are not known')
-    args, kwargs = found[0]
+    args, kwargs = found[-1]  # with windows there are two calls, and the second is that of cls, which sees all tokens
     query, key = args[0][:, :, queries], args[1]
     bias = args[3] if len(args) > 3 else kwargs.get('attn_mask')
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
@@ -69,12 +69,13 @@ def self_attention(encoder: Encoder, images: Tensor, block: int = -1, queries: s
         (B, heads, queries, prefix + h * w), each row sums to 1; cls and other prefix tokens come first.
 
     Raises:
-        ConfigError: There is no such block, or it attends within windows.
+        ConfigError: There is no such block, or it attends within windows and weights of patches are asked for.
     """
     check_block(encoder, block, 'encoder')
     weights = weights_of(encoder.blocks[block].attn, lambda: encoder.encode(images), queries)
     rows, columns = encoder.grid_of(images.shape[-2:])
-    if len(weights) != len(images) or weights.shape[-1] != encoder.num_prefix_tokens + rows * columns:
+    tokens = encoder.num_prefix_tokens + rows * columns
+    if weights.shape[2:] != (len(range(tokens)[queries]), tokens):
         raise ConfigError(f'block {block} attends within windows, so that there are no weights between all patches: choose a global block')
     return weights
 

@@ -25,7 +25,7 @@ def attention_maps(encoder: Encoder, images: Tensor, block: int = -1) -> Tensor:
         (B, heads, h, w), each head's weights in [0, 1]; they sum to 1 minus what cls gives to itself.
 
     Raises:
-        ConfigError: There is no such block, it attends within windows, or the encoder has no cls token.
+        ConfigError: There is no such block, or the encoder has no cls token.
     """
     if not encoder.has_cls:
         raise ConfigError('This encoder has no cls token, whose attention could be drawn')
