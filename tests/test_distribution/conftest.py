@@ -89,7 +89,11 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=0.5),
 )
 randomness = dict(seed=0)
-default_hooks = dict(logger=dict(type='LoggerHook', interval=1), checkpoint=dict(type='CheckpointHook', interval=1))
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1),
+    checkpoint=dict(type='CheckpointHook', interval=1),
+    statistics=dict(type='mmcae.TrainingStatistics', interval=1, images=4),
+)
 log_processor = dict(type='mmcae.LogProcessor', window_size=1)
 custom_hooks = [dict(type='NoteImages')]
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
@@ -141,6 +145,7 @@ class Run:
         output: What all processes printed.
         weights: State dict of the last checkpoint.
         logged: The scalars of each iteration, as logged.
+        statistics: What the hook TrainingStatistics logged after each.
         ranks: For each process the images of each epoch, and the losses that it computed itself.
     """
 
@@ -152,7 +157,9 @@ class Run:
         self.checkpoint = read_checkpoint(checkpoint)
         self.weights = load_state(self.checkpoint)  # without the prefix that the flexible runner leaves
         (scalars,) = folder.glob('*/vis_data/scalars.json')
-        self.logged = [json.loads(line) for line in scalars.read_text().splitlines()]
+        entries = [json.loads(line) for line in scalars.read_text().splitlines()]
+        self.logged = [entry for entry in entries if 'loss' in entry]
+        self.statistics = [entry for entry in entries if 'stat/data_wait' in entry]
         self.ranks = [json.loads(folder.with_suffix(f'.rank{rank}.json').read_text()) for rank in range(processes)]
 
 

@@ -45,6 +45,8 @@ def test_fully_sharded(train, fork_tool, tmp_path):
     """In mixed precision as the recipe: the same training as without sharding; one whole checkpoint; exact after an interruption."""
     plain, sharded = (train('run', HALF, config=f'{name}.py', processes=2) for name in ('amp', 'fsdp'))
     assert_same_training(sharded, plain)
+    assert len(sharded.statistics) == len(sharded.logged) and not any('stat/effective_rank' in entry for entry in sharded.statistics)
+    assert all(entry['stat/effective_rank'] > 0 and entry['stat/grad_norm/backbone'] > 0 for entry in plain.statistics)
     code, output = fork_tool(
         'tools/model_converters/convert.py', sharded.folder / 'epoch_2.pth', tmp_path / 'encoder.pth', '--to', 'encoder'
     )
