@@ -88,5 +88,5 @@ def load_encoder(
     else:
         config = weights.encoder_config(num_heads, settings.get('img_size'))
     model = MODELS.build({**config, **settings})
-    checkpoints.load_encoder(model, weights)
+    checkpoints.load_encoder_weights(model, weights)
     return model.eval()

@@ -26,7 +26,7 @@ from .describing import metadata, metadata_of
 from .exporting import timm_arguments, to_mmpretrain, to_official, to_timm
 from .formats import export_encoder
 from .layouts import KINDS, load_state, locate, name_of
-from .loading import load_encoder, load_strictly, pretrained_source
+from .loading import load_encoder_weights, load_strictly, pretrained_source
 from .reading import StateDict, damaged, first_sentence, read_checkpoint, write_state_dict
 from .renaming import cae_of, convert_mmpretrain, convert_official, convert_timm, encoder_of, left_out, to_mmcae, tokenizer_of
 from .spec import EncoderSpec, Origin, ViewSpec
@@ -48,7 +48,7 @@ __all__ = [
     'export_encoder',
     'first_sentence',
     'left_out',
-    'load_encoder',
+    'load_encoder_weights',
     'load_state',
     'load_strictly',
     'locate',

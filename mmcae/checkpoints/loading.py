@@ -17,7 +17,7 @@ OPTIONS = {'checkpoint', 'allow_missing', 'prefix', 'norm'}
 
 
 def pretrained_source(init_cfg) -> dict | None:
-    """The arguments of :func:`load_encoder` in `init_cfg=dict(type='Pretrained', checkpoint=...)`, or None without one."""
+    """The arguments of :func:`load_encoder_weights` in `init_cfg=dict(type='Pretrained', checkpoint=...)`, or None without one."""
     if not init_cfg:
         return None
     settings = dict(init_cfg[0] if isinstance(init_cfg, (list, tuple)) else init_cfg)
@@ -31,7 +31,7 @@ def pretrained_source(init_cfg) -> dict | None:
     return settings
 
 
-def load_encoder(
+def load_encoder_weights(
     encoder: nn.Module,
     checkpoint: str | Path | Mapping | Weights,
     allow_missing: Iterable[str] = (),

@@ -62,7 +62,7 @@ def encode_batches(model: nn.Module, dataloader: DataLoader, dtype: str | None =
         model.train(was_training)
 
 
-def extract_features(model: nn.Module, dataloader: DataLoader, dtype: str | None = 'float32') -> tuple[Tensor, Tensor | None]:
+def loader_features(model: nn.Module, dataloader: DataLoader, dtype: str | None = 'float32') -> tuple[Tensor, Tensor | None]:
     """One feature vector per image of a data set, the same on all processes.
 
     Args:

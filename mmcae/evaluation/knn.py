@@ -10,11 +10,11 @@ from mmpretrain.structures import DataSample
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..checkpoints import load_encoder
+from ..checkpoints import load_encoder_weights
 from ..registry import LOOPS
 from ..utils.errors import ConfigError, DataError
 from ..utils.precision import check_dtype
-from .features import average, build_dataloader, encode_batches, extract_features, unwrapped
+from .features import average, build_dataloader, encode_batches, loader_features, unwrapped
 
 SIMILARITIES = 2**25  # computed at a time: 128 MiB
 
@@ -154,7 +154,7 @@ class KNNLoop(TestLoop):
         """Fill the bank, classify, and return the metrics."""
         self.runner.call_hook('before_test')
         self.runner.call_hook('before_test_epoch')
-        bank, labels = extract_features(self.runner.model, self.bank_dataloader, self.dtype)
+        bank, labels = loader_features(self.runner.model, self.bank_dataloader, self.dtype)
         predictions = {k: [] for k in self.k}
         batches = encode_batches(self.runner.model, self.dataloader, self.dtype)
         for index, (outputs, batch) in enumerate(batches):
@@ -185,6 +185,6 @@ class EncoderOfAnyCheckpoint(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict):
         """Replace the checkpoint's weights, before the runner loads them, by those of the model with the encoder loaded."""
         model = unwrapped(runner.model)
-        load_encoder(model.backbone, checkpoint, origin=runner._load_from)
+        load_encoder_weights(model.backbone, checkpoint, origin=runner._load_from)
         checkpoint.clear()
         checkpoint['state_dict'] = model.state_dict()

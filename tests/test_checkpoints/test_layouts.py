@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmcae.checkpoints import load_encoder, locate, read_weights, to_mmpretrain
+from mmcae.checkpoints import load_encoder_weights, locate, read_weights, to_mmpretrain
 from mmcae.models import CAEViT
 from mmcae.utils.errors import CheckpointError
 
@@ -138,9 +138,9 @@ def test_other_heads_are_refused():
     described = dict(state_dict=source.state_dict(), meta=dict(encoder=source.spec.to_dict()))
     before = {key: value.clone() for key, value in other.state_dict().items()}
     with pytest.raises(CheckpointError, match='made for 4 attention heads, and the model has 6: set num_heads=4 in model.backbone.arch'):
-        load_encoder(other, described)
+        load_encoder_weights(other, described)
     assert equal(other.state_dict(), before)
-    report = load_encoder(other, source.state_dict())
+    report = load_encoder_weights(other, source.state_dict())
     assert "the number of heads is not told: the model's 6 are taken" in report
 
 
@@ -155,7 +155,7 @@ def test_grids_of_equally_many_cells_are_resized_knowingly(described, bias):
         content = dict(state_dict=source.state_dict(), meta=dict(encoder=source.spec.to_dict()) if described else {})
         for wanted in sizes:
             model = encoder(img_size=wanted, patch_size=8, use_rel_pos_bias=bias)
-            report = load_encoder(model, content)
+            report = load_encoder_weights(model, content)
             assert ('made for another grid of patches' in report) == (given != wanted)
             expected = encoder(img_size=wanted, patch_size=8).pos_embed
             similar = torch.nn.functional.cosine_similarity(model.pos_embed[:, 1:], expected[:, 1:], dim=-1).mean()
@@ -170,7 +170,7 @@ def test_biases_that_blocks_share_go_to_each(tiny_cae):
     state = {key: value for key, value in source.state_dict().items() if 'bias_table' not in key}
     table = torch.randn(7 * 7 + 3, 4)
     model = encoder(use_rel_pos_bias=True)
-    load_encoder(model, state | {'rel_pos_bias.relative_position_bias_table': table})
+    load_encoder_weights(model, state | {'rel_pos_bias.relative_position_bias_table': table})
     assert all(torch.equal(block.attn.relative_position_bias_table, table) for block in model.blocks)
     assert read_weights(state | {'rel_pos_bias.relative_position_bias_table': table}).spec().use_rel_pos_bias
 

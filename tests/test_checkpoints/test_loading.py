@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmcae.checkpoints import load_encoder, load_strictly, pretrained_source, to_mmpretrain, to_official
+from mmcae.checkpoints import load_encoder_weights, load_strictly, pretrained_source, to_mmpretrain, to_official
 from mmcae.models import CAEViT
 from mmcae.utils.errors import CheckpointError
 
@@ -26,7 +26,7 @@ def test_encoder_from_any_layout(tiny_cae, tmp_path, layout):
     state = dict(mmcae=state, official=to_official(state), mmpretrain=to_mmpretrain(state), encoder=source.backbone.state_dict())[layout]
     torch.save(state, tmp_path / 'x.pth')
     model = encoder()
-    report = load_encoder(model, tmp_path / 'x.pth')
+    report = load_encoder_weights(model, tmp_path / 'x.pth')
     count = len(model.state_dict())
     assert f'CAEViT: {count} of {count} tensors loaded from {tmp_path / "x.pth"} ({layout})' in report
     assert ('tensors of other parts unused' in report) == (layout != 'encoder')
@@ -40,7 +40,7 @@ def test_half_a_checkpoint_stops_the_run(tiny_cae, tmp_path):
     model = encoder()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError) as error:
-        load_encoder(model, tmp_path / 'half.pth')
+        load_encoder_weights(model, tmp_path / 'half.pth')
     message = str(error.value)
     for part in ('half.pth', 'does not fit this CAEViT', '21 of 51 tensors match', '30 missing: blocks.1.gamma_1; ', ' ...',
                  'tools/model_converters/convert.py', 'allow_missing'):  # fmt: skip
@@ -50,20 +50,20 @@ def test_half_a_checkpoint_stops_the_run(tiny_cae, tmp_path):
 
 def test_checkpoint_of_a_deeper_model(tiny_cae):
     with pytest.raises(CheckpointError, match=r'15 unexpected: blocks\.2\.gamma_1'):
-        load_encoder(encoder(arch=dict(ARCH, num_layers=2)), tiny_cae().state_dict())
+        load_encoder_weights(encoder(arch=dict(ARCH, num_layers=2)), tiny_cae().state_dict())
 
 
 def test_checkpoint_of_another_width(tiny_cae):
     with pytest.raises(CheckpointError, match=r'of another shape: cls_token \(1, 1, 48\) in the checkpoint, \(1, 1, 32\) in the model'):
-        load_encoder(encoder(arch=dict(ARCH, embed_dims=32)), tiny_cae().state_dict())
+        load_encoder_weights(encoder(arch=dict(ARCH, embed_dims=32)), tiny_cae().state_dict())
 
 
 def test_other_channels(tiny_cae):
     """From three channels the patch embedding is adapted, and the report says so; from others it is not."""
-    report = load_encoder(encoder(in_channels=5), tiny_cae().state_dict())
+    report = load_encoder_weights(encoder(in_channels=5), tiny_cae().state_dict())
     assert '51 of 51 tensors' in report and 'patch_embed.proj.weight adapted from 3 to 5 channels' in report
     with pytest.raises(CheckpointError, match=r'patch_embed\.proj\.weight \(48, 4, 16, 16\) in the checkpoint, \(48, 5, 16, 16\)'):
-        load_encoder(encoder(in_channels=5), tiny_cae(backbone=dict(in_channels=4)).state_dict())
+        load_encoder_weights(encoder(in_channels=5), tiny_cae(backbone=dict(in_channels=4)).state_dict())
 
 
 def test_what_may_be_missing(tiny_cae):
@@ -71,26 +71,26 @@ def test_what_may_be_missing(tiny_cae):
     state = tiny_cae().state_dict()
     model = encoder(use_rel_pos_bias=True)
     with pytest.raises(CheckpointError, match=r'3 missing: blocks\.0\.attn\.relative_position_bias_table'):
-        load_encoder(model, state)
+        load_encoder_weights(model, state)
     torch.nn.init.ones_(model.blocks[0].attn.relative_position_bias_table)
-    report = load_encoder(model, state, allow_missing=['relative_position_bias_table'])
+    report = load_encoder_weights(model, state, allow_missing=['relative_position_bias_table'])
     assert '51 of 54 tensors' in report and '3 not in it and left as they are (relative_position_bias_table)' in report
     assert (model.blocks[0].attn.relative_position_bias_table == 1).all()
     # What is excused is no more than that.
     with pytest.raises(CheckpointError, match='30 missing'):
-        load_encoder(model, half(state), allow_missing=['relative_position_bias_table'])
+        load_encoder_weights(model, half(state), allow_missing=['relative_position_bias_table'])
 
 
 def test_dense_protocols_do_without_the_norm(tiny_cae):
-    report = load_encoder(encoder(final_norm=False), tiny_cae().state_dict())
+    report = load_encoder_weights(encoder(final_norm=False), tiny_cae().state_dict())
     assert '49 of 49 tensors' in report
 
 
 def test_resized_tables_are_reported(tiny_cae):
-    report = load_encoder(encoder(img_size=(96, 64)), tiny_cae().state_dict())
+    report = load_encoder_weights(encoder(img_size=(96, 64)), tiny_cae().state_dict())
     assert '1 of them resized (pos_embed)' in report
     state = {f'backbone.{key}': value for key, value in encoder(use_rel_pos_bias=True).state_dict().items()}
-    report = load_encoder(encoder(use_rel_pos_bias=True, img_size=96), state)
+    report = load_encoder_weights(encoder(use_rel_pos_bias=True, img_size=96), state)
     assert '4 of them resized (pos_embed, blocks.0.attn.relative_position_bias_table, ' in report
 
 
@@ -108,7 +108,7 @@ def test_report_is_logged(tiny_cae, caplog):
 
 def test_half_precision_weights(tiny_cae):
     model = encoder(img_size=96)
-    load_encoder(model, {key: value.half() for key, value in tiny_cae().state_dict().items()})
+    load_encoder_weights(model, {key: value.half() for key, value in tiny_cae().state_dict().items()})
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 

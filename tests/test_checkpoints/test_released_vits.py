@@ -294,7 +294,7 @@ def test_parts_of_their_training_are_left_out(tmp_path):
 def test_what_caevit_cannot_be(name, part):
     state = vit(name, img_size=56 if '14' in name else 64).state_dict()
     encoder = CAEViT(dict(embed_dims=128, num_layers=2, num_heads=2), img_size=64)
-    from mmcae.checkpoints import load_encoder as load_into
+    from mmcae.checkpoints import load_encoder_weights as load_into
 
     with pytest.raises(CheckpointError, match=f'holds a ViT with .*{part}.*, which CAEViT has not: build it as mmcae.TimmEncoder'):
         load_into(encoder, dict(state))

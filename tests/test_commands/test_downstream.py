@@ -7,7 +7,7 @@ from PIL import Image
 
 from mmcae import compat
 from mmcae.apis import View
-from mmcae.checkpoints import ViewSpec, load_encoder, metadata, write_state_dict
+from mmcae.checkpoints import ViewSpec, load_encoder_weights, metadata, write_state_dict
 from mmcae.commands import protocols as core
 from mmcae.models import CAEViT, TimmEncoder
 from mmcae.registry import MODELS, TRANSFORMS
@@ -70,7 +70,7 @@ def test_models_take_the_weights(family, encoder, tmp_path):
     for name, (cfg, recipe) in configs(family, checkpoint, spec, tmp_path).items():
         backbone = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
         allowed = (recipe.model.backbone.get('init_cfg') or {}).get('allow_missing', ())
-        load_encoder(backbone, checkpoint, allow_missing=allowed)
+        load_encoder_weights(backbone, checkpoint, allow_missing=allowed)
         wanted = recipe.model.backbone.get('out_type', 'cls_token')
         assert backbone.out_type == (wanted if backbone.has_cls or wanted != 'cls_token' else 'avg_featmap')
         assert cfg.model.backbone.get('drop_path_rate') == recipe.model.backbone.get('drop_path_rate')

@@ -7,7 +7,7 @@ import torch
 
 from mmcae.engine import OnlineProbe
 from mmcae.evaluation import effective_rank, feature_std
-from mmcae.evaluation.features import build_dataloader, extract_features
+from mmcae.evaluation.features import build_dataloader, loader_features
 from mmcae.evaluation.knn import knn_scores
 from mmcae.utils.errors import ConfigError, DataError
 
@@ -41,10 +41,10 @@ def test_reports_collapse_without_labels_and_knn_with_them(pretrain, probe):
     runner = pretrain(dict(type='mmcae.OnlineProbe', dataloader=bank, query_dataloader=queries, interval=2, k=(3,), dtype='float32'))
     lines = written(runner)
     assert set(lines) == {2}
-    features, labels = extract_features(runner.model, build_dataloader(bank))
+    features, labels = loader_features(runner.model, build_dataloader(bank))
     assert lines[2]['probe/effective_rank'] == pytest.approx(effective_rank(features), rel=1e-4)
     assert lines[2]['probe/feature_std'] == pytest.approx(feature_std(features), rel=1e-4)
-    unknown, truth = extract_features(runner.model, build_dataloader(queries))
+    unknown, truth = loader_features(runner.model, build_dataloader(queries))
     accuracy = (knn_scores(unknown, features, labels, 2, (3,))[3].argmax(1) == truth).float().mean().item()
     assert lines[2]['probe/knn3_top1'] == pytest.approx(100 * accuracy)
 

@@ -5,7 +5,7 @@ import torch
 from mmpretrain.models import ImageClassifier, TwoNormDataPreprocessor
 from torch import nn
 
-from mmcae.evaluation.features import average, build_dataloader, extract_features
+from mmcae.evaluation.features import average, build_dataloader, loader_features
 from mmcae.models import CAEViT
 from mmcae.utils.errors import DataError
 
@@ -31,7 +31,7 @@ def make_model(**settings):
 
 def test_features_are_those_of_each_image_alone(loader):
     model, data = make_model(out_type='raw', drop_path_rate=0.5).train(), loader(batch_size=4)
-    features, labels = extract_features(model, data)
+    features, labels = loader_features(model, data)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert model.training and model.backbone.training
     model.eval()
@@ -43,24 +43,24 @@ def test_features_are_those_of_each_image_alone(loader):
 
 def test_a_pretraining_model_normalises_by_its_first_view(loader):
     model, data = make_model(out_type='avg_featmap'), loader()
-    expected, _ = extract_features(model, data)
+    expected, _ = loader_features(model, data)
     model.data_preprocessor = TwoNormDataPreprocessor(mean=MEAN, std=STD, second_mean=[0.0], second_std=[255.0], to_rgb=True)
-    torch.testing.assert_close(extract_features(model, data)[0], expected)
+    torch.testing.assert_close(loader_features(model, data)[0], expected)
 
 
 def test_images_without_labels_have_features(loader):
-    features, labels = extract_features(make_model(), loader(with_label=False))
+    features, labels = loader_features(make_model(), loader(with_label=False))
     assert features.shape == (9, 16) and labels is None
 
 
 def test_random_numbers_are_left_alone(loader):
     data = loader()
     state = torch.get_rng_state()
-    extract_features(make_model(), data)
+    loader_features(make_model(), data)
     torch.manual_seed(0)
     make_model()
     state = torch.get_rng_state()
-    extract_features(make_model_without_draws(), data)
+    loader_features(make_model_without_draws(), data)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -71,7 +71,7 @@ def make_model_without_draws():
 
 def test_no_images_are_refused():
     with pytest.raises(DataError, match='no images'):
-        extract_features(make_model(), [])
+        loader_features(make_model(), [])
 
 
 @pytest.mark.parametrize('shape', [(2, 6), (2, 4, 6), (2, 6, 3, 5)])

@@ -8,7 +8,7 @@ import torch
 
 from mmcae.apis import load_encoder
 from mmcae.compat import has_accelerator
-from mmcae.evaluation.features import extract_features
+from mmcae.evaluation.features import loader_features
 from mmcae.evaluation.knn import knn_scores
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
@@ -29,8 +29,8 @@ def test_metrics_are_those_of_the_encoder_in_a_pretraining_checkpoint(test_knn, 
     encoder = load_encoder(checkpoint(), num_heads=4, out_type='avg_featmap')
     for key, value in encoder.state_dict().items():
         assert torch.equal(runner.model.backbone.state_dict()[key], value)
-    bank, labels = extract_features(runner.model, runner.test_loop.bank_dataloader)
-    queries, truth = extract_features(runner.model, runner.test_dataloader)
+    bank, labels = loader_features(runner.model, runner.test_loop.bank_dataloader)
+    queries, truth = loader_features(runner.model, runner.test_dataloader)
     assert labels.tolist() == [label for label in range(10) for _ in range(4)]
     for k, scores in knn_scores(queries, bank, labels, 10, (10, 20), 0.07).items():
         assert metrics[f'k{k}/accuracy/top1'] == pytest.approx(100 * (scores.argmax(1) == truth).float().mean().item())
@@ -77,8 +77,8 @@ def test_mixed_precision_is_for_the_encoder_alone(test_knn, checkpoint, monkeypa
     )
     runner, _ = test_knn(checkpoint(), 'test_cfg.dtype=bfloat16')
     assert set(precisions) == {(torch.float32, False)}
-    half, _ = extract_features(runner.model, runner.test_loop.bank_dataloader, dtype='bfloat16')
-    full, _ = extract_features(runner.model, runner.test_loop.bank_dataloader)
+    half, _ = loader_features(runner.model, runner.test_loop.bank_dataloader, dtype='bfloat16')
+    full, _ = loader_features(runner.model, runner.test_loop.bank_dataloader)
     assert not torch.equal(half, full)
     torch.testing.assert_close(half, full, rtol=0.1, atol=0.1)
 

@@ -28,7 +28,7 @@ def test_its_encoder_is_a_caevit_without_layer_scale(repository, image_folder, t
         encoder = CAEViT(
             arch=dict(embed_dims=96, num_layers=4, num_heads=4), img_size=32, patch_size=8, layer_scale_init_value=0, out_type='raw'
         ).eval()
-        checkpoints.load_encoder(encoder, state)
+        checkpoints.load_encoder_weights(encoder, state)
         torch.testing.assert_close(encoder(batch)[0], expected, rtol=1e-4, atol=1e-5)
         guessed = load_encoder(state, num_heads=4, out_type='raw')
         torch.testing.assert_close(guessed(batch)[0], expected, rtol=1e-4, atol=1e-5)

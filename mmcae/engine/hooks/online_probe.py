@@ -7,7 +7,7 @@ import torch
 from mmengine.hooks import Hook
 
 from ...evaluation.collapse import effective_rank, feature_std
-from ...evaluation.features import build_dataloader, extract_features
+from ...evaluation.features import build_dataloader, loader_features
 from ...evaluation.knn import check_bank, knn_scores
 from ...registry import HOOKS
 from ...utils.errors import ConfigError
@@ -92,10 +92,10 @@ class OnlineProbe(Hook):
     @torch.no_grad()
     def metrics(self, model) -> dict[str, float]:
         """The figures described above, by name."""
-        features, labels = extract_features(model, self.loaders['bank'], self.dtype)
+        features, labels = loader_features(model, self.loaders['bank'], self.dtype)
         metrics = {'probe/effective_rank': effective_rank(features), 'probe/feature_std': feature_std(features)}
         if 'queries' in self.loaders:
-            queries, truth = extract_features(model, self.loaders['queries'], self.dtype)
+            queries, truth = loader_features(model, self.loaders['queries'], self.dtype)
             for k, scores in knn_scores(queries, features, labels, self.num_classes, self.k, self.temperature).items():
                 metrics[f'probe/knn{k}_top1'] = 100 * float((scores.argmax(dim=1) == truth).float().mean())
         return metrics

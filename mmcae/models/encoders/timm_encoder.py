@@ -14,7 +14,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ...checkpoints import EncoderSpec, ViewSpec, load_encoder, pretrained_source
+from ...checkpoints import EncoderSpec, ViewSpec, load_encoder_weights, pretrained_source
 from ...checkpoints.timm_names import VIT
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError, nearest
@@ -223,7 +223,7 @@ class TimmEncoder(Encoder):
         """The weights of the checkpoint that `init_cfg` names; without one those that timm gave when it was built."""
         source = pretrained_source(self.init_cfg)
         if source is not None:
-            load_encoder(self, **source)
+            load_encoder_weights(self, **source)
         self._is_init = True
 
     def fit_state_dict(self, state: Mapping[str, Tensor], spec: EncoderSpec | None = None) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from mmengine.utils import to_2tuple
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from ...checkpoints import EncoderSpec, load_encoder, pretrained_source
+from ...checkpoints import EncoderSpec, load_encoder_weights, pretrained_source
 from ...checkpoints.tables import bias_grid, grid_of_table, resize_bias_table, resize_position_table, sincos_position_table
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError
@@ -209,7 +209,7 @@ class CAEViT(Encoder):
         if source is None:
             init_stack(self)
         else:
-            load_encoder(self, **source)
+            load_encoder_weights(self, **source)
         self._is_init = True
 
     def fit_state_dict(self, state: Mapping[str, Tensor], spec: EncoderSpec | None = None) -> dict[str, Tensor]:

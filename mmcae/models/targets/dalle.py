@@ -23,7 +23,7 @@ ENCODER_KERNELS = (3, 3, 3, 1)
 DECODER_KERNELS = (1, 3, 3, 3)
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """A residual bottleneck of four convolutions: (B, inputs, h, w) -> (B, outputs, h, w)."""
 
     def __init__(self, inputs: int, outputs: int, kernels: Sequence[int], gain: float):
@@ -49,7 +49,7 @@ def make_groups(inputs: int, widths: Sequence[int], blocks_per_group: int, kerne
     for number, width in enumerate(widths, 1):
         group = nn.Sequential()
         for block in range(1, blocks_per_group + 1):
-            group.add_module(f'block_{block}', Block(inputs, width, kernels, gain))
+            group.add_module(f'block_{block}', EncoderBlock(inputs, width, kernels, gain))
             inputs = width
         if number < len(widths):
             group.add_module('resample', resample)
@@ -123,7 +123,7 @@ class DALLETokenizer(Tokenizer):
     def __init__(self, checkpoint: str | Path | None, decoder_checkpoint: str | Path | None = None, dtype: str | None = None):
         super().__init__()
         self.dtype = self.known_dtype(dtype)
-        self.encoder = Encoder() if checkpoint is None else load_encoder(checkpoint)
+        self.encoder = Encoder() if checkpoint is None else load_dalle(checkpoint)
         self.decoder = None if decoder_checkpoint is None else load_decoder(decoder_checkpoint)
         self.vocab_size = self.encoder.output.out_channels
         self.to(memory_format=torch.channels_last)
@@ -168,7 +168,7 @@ class DALLETokenizer(Tokenizer):
             return self.decoder(targets)[:, :3].sigmoid()
 
 
-def load_encoder(path: str | Path) -> Encoder:
+def load_dalle(path: str | Path) -> Encoder:
     """DALL-E's encoder from a file of any of the kinds that :class:`DALLETokenizer` reads, in the sizes of its tensors."""
     state = read_dalle(path, 'encoder')
     vocab_size = len(state['blocks.output.conv.weight'])

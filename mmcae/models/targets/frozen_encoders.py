@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
-from ...checkpoints import StateDict, load_encoder, load_state, load_strictly, read_weights
+from ...checkpoints import StateDict, load_encoder_weights, load_state, load_strictly, read_weights
 from ...checkpoints.modules import read_module
 from ...checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD
 from ...registry import MODELS
@@ -167,7 +167,7 @@ class OwnEncoder(FrozenEncoder):
         self.model = MODELS.build(dict(config, out_type='raw', out_indices=tuple(range(-layers, 0)), init_cfg=None))
         self.name = type(self.model).__name__
         if checkpoint is not None:
-            load_encoder(self.model, checkpoint)
+            load_encoder_weights(self.model, checkpoint)
         spec = self.model.spec
         self.img_size, self.downsample, self.in_channels = spec.img_size, spec.patch_size, spec.in_channels
         self.has_cls, self.prefix = self.model.has_cls, spec.num_prefix_tokens
