@@ -43,11 +43,18 @@ class Wait(Exception):
 
 
 class Uninitialised(TorchDispatchMode):
-    """Parameters are made without their initialisation, so that models of any size are built at once and take no memory."""
+    """Parameters are made without their initialisation, so that models of any size are built at once and take no memory.
+
+    Draws that are repeated until all values lie within bounds end at once: whatever the memory held, no value counts as outside.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func._schema.name.split('::')[-1] in UNSEEN and isinstance(args[0], Tensor) and args[0].numel() > LARGE:
-            return args[0]
+        name = func._schema.name.split('::')[-1]
+        if args and isinstance(args[0], Tensor) and args[0].numel() > LARGE:
+            if name in UNSEEN:
+                return args[0]
+            if name == 'any':
+                return torch.tensor(False)
         return func(*args, **(kwargs or {}))
 
 

@@ -6,7 +6,7 @@ import mmseg.models  # noqa: F401
 import pytest
 import torch
 
-from mmcae.apis.fake_training import FakeTraining, Wait
+from mmcae.apis.fake_training import FakeTraining, Uninitialised, Wait
 from mmcae.utils.configs.loading import load_config
 from mmcae.utils.errors import ConfigError
 
@@ -119,3 +119,12 @@ def test_detectors_are_refused():
     pytest.importorskip('mmdet')
     with pytest.raises(ConfigError, match='depends on the objects of the images'):
         fake('digits/mask_rcnn_vit-digits')
+
+
+def test_draws_within_bounds_end_whatever_the_memory_held():
+    """torch repeats a truncated draw while a value lies outside; memory that is left uninitialised may hold such values for ever."""
+    weight = torch.full((100, 100), 9.0)
+    with Uninitialised():
+        torch.nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+        torch.nn.init.trunc_normal_(weight, std=0.02, a=-2, b=2)
+    assert torch.equal(weight, torch.full((100, 100), 9.0))
