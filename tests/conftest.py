@@ -13,6 +13,8 @@ from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'
 os.environ.pop('PYTHONUNBUFFERED', None)  # the order of output and errors is to be right without it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that runs the tests in its background has all their processes ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import numpy as np
 import pytest

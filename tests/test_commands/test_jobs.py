@@ -154,6 +154,10 @@ def test_an_interruption_ends_all_that_was_started(tmp_path, number):
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode != 0
+    for _ in range(100):  # a signal takes a moment to end a process that nobody waits for
+        if not any(is_alive(int(pid)) for pid in pids):
+            break
+        time.sleep(0.05)
     assert not any(is_alive(int(pid)) for pid in pids)
 
 

@@ -341,7 +341,7 @@ TRAIN = {
     '{cae} --launcher carrier-pigeon': ('invalid choice',),
     '{cae} --work-dir run --cfg-options runner_type=FlexibelRunner': ("'FlexibleRunner'",),
     '{fsdp}': ('FSDP shares a model out over processes', 'tools/dist_train.sh'),
-    '{deepspeed}': ('DeepSpeed', 'pip install "deepspeed'),
+    '{deepspeed}': ('DeepSpeed', 'pip install "mmcae[deepspeed]"'),
     # classification, detection and segmentation
     '{classifier} --cfg-options model.head.num_classes=3': ('2 classes', 'set model.head.num_classes=2'),
     '{classifier} --cfg-options val_evaluator=None': ('val_evaluator', '--no-validate'),
