@@ -18,6 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# Which mmengine finds in the files of an installed package, and not of an editable one.
+HUB = """
+import mmcae
+from mmengine.hub import get_config
+
+assert get_config('mmcae::cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py').model.type == 'mmcae.CAE'
+"""
 SHORT = ('train_cfg.max_iters=2', 'default_hooks.logger.interval=1')
 
 
@@ -35,7 +42,13 @@ def main():
     if args.together:
         together(core(out))
         return 0
-    commands = {'doctor': ('doctor',), **core(out), **judge(out), **(dense(out) if args.full else {})}
+    commands = {
+        'doctor': ('doctor',),
+        'config of the hub': (PYTHON, '-c', HUB),
+        **core(out),
+        **judge(out),
+        **(dense(out) if args.full else {}),
+    }
     failed = [name for name, command in commands.items() if not run(name, command, out)]
     print(f'{len(failed)} commands have failed: {", ".join(failed)}' if failed else 'All commands have worked.', flush=True)
     return bool(failed)
@@ -107,6 +120,7 @@ def dense(out):
 
 
 TOOLS = object()  # before the path of a tool, in place of a command
+PYTHON = object()  # before arguments of Python itself
 
 
 def run(name, command, out):
@@ -115,6 +129,8 @@ def run(name, command, out):
         from mmcae.utils.packaged import TOOLS as folder
 
         command = (folder / command[1], *command[2:])
+    elif command[0] is PYTHON:
+        command = command[1:]
     else:
         command = ('-m', 'mmcae', *command)
     began, log = time.time(), out / f'{name.replace(" ", "_")}.log'
@@ -128,16 +144,11 @@ def run(name, command, out):
 
 def together(commands):
     """Run commands in this process; the first that fails ends it."""
-    from mmengine.config import Config
-    from mmengine.hub import get_config
-
     from mmcae.commands.main import run_command
 
     for name, command in commands.items():
         print(f'---- {name}', flush=True)
         run_command(command[0], list(map(str, command[1:])))
-    config = get_config('mmcae::cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py')
-    assert isinstance(config, Config) and config.model.type == 'mmcae.CAE'
 
 
 if __name__ == '__main__':
