@@ -1,4 +1,4 @@
-# CAE on images that are no RGB squares: grey or with many channels, of other proportions, in other patches.
+# CAE on other images than square RGB ones: grey or with many channels, of other proportions, in other patches.
 #     python tools/train.py configs/custom/cae_vit-small_channels.py --cfg-options data_root=/path/to/images
 # As it stands: grey images of 192x256 pixels. Copy the file and change the first block; everything below follows from it.
 

@@ -161,12 +161,12 @@ def _explain_missing_library(error):
 
 def _explain_failing_storage(error):
     """For storage or memory that fails where nothing tries again. Without a file it is a connection to another process."""
-    from .files import may_pass, remedy, told
+    from .files import cause, may_pass, remedy
 
     name = getattr(error, 'filename', None)
     if not may_pass(error) or name is None and getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return None
-    return f'{f"{name}: " if name else ""}{told(error)}. {remedy(error)}'
+    return f'{f"{name}: " if name else ""}{cause(error)}. {remedy(error)}'
 
 
 def _explain_unknown_type(error):

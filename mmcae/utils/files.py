@@ -229,9 +229,9 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
                 raise
             rest, what = patience() - waited, getattr(error, 'filename', None) or name
             if rest <= 0:
-                raise StorageError(f'{what} cannot be read: {told(error)}, for {waited:.0f} s. {remedy(error)}') from error
+                raise StorageError(f'{what} cannot be read: {cause(error)}, for {waited:.0f} s. {remedy(error)}') from error
             if not waited:
-                print_log(f'{what}: {told(error)}; trying again for {rest:.0f} s', 'current', logging.WARNING)
+                print_log(f'{what}: {cause(error)}; trying again for {rest:.0f} s', 'current', logging.WARNING)
         wait = min(wait, rest, LONGEST_WAIT)
         time.sleep(wait)
         waited, wait = waited + wait, 2 * wait
@@ -250,7 +250,7 @@ def read_file(path: str | Path) -> bytes:
     except OSError as error:
         if error.errno in MISSING:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
-        raise StorageError(f'{path} cannot be read: {told(error)}. Look at its permissions') from error
+        raise StorageError(f'{path} cannot be read: {cause(error)}. Look at its permissions') from error
 
 
 def is_unmounted(path: str | Path) -> bool:
@@ -261,7 +261,7 @@ def is_unmounted(path: str | Path) -> bool:
     return next(folder.iterdir(), None) is None
 
 
-def told(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """What is wrong, with its name in the system."""
     if isinstance(error, OSError):
         return f'{error.strerror or os.strerror(error.errno)} ({errno.errorcode.get(error.errno, error.errno)})'

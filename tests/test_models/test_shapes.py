@@ -1,4 +1,4 @@
-"""CAE on images that are no RGB squares: other channels, proportions and patches, from the views to a reloaded checkpoint."""
+"""CAE on images other than square RGB ones: other channels, proportions and patches, from the views to a reloaded checkpoint."""
 
 import pytest
 import torch
