@@ -9,9 +9,9 @@ CONFIG = 'configs/mask_rcnn/mask-rcnn_vit-base-p16_cae_16xb2-amp-1x_coco.py'
 def test_memory_of_a_small_backbone(run_tool, repository, tmp_path):
     """Recomputing needs less memory by what the blocks keep; images are padded as the detector pads them."""
     config = tmp_path / 'small.py'
-    arch = dict(_delete_=True, embed_dims=96, num_layers=24, num_heads=2)
+    arch = dict(_delete_=True, embed_dims=96, num_layers=48, num_heads=2)
     config.write_text(
-        f"_base_ = '{repository / CONFIG}'\nmodel = dict(backbone=dict(arch={arch!r}, out_indices=(5, 11, 17, 23), drop_path_rate=0.5))\n"
+        f"_base_ = '{repository / CONFIG}'\nmodel = dict(backbone=dict(arch={arch!r}, out_indices=(11, 23, 35, 47), drop_path_rate=0.5))\n"
     )
     code, output = run_tool(
         'tools/benchmarks/checkpointing.py', config, '--size', '500x600', '--rounds', '1', '--json', tmp_path / 'x.json'
@@ -20,10 +20,10 @@ def test_memory_of_a_small_backbone(run_tool, repository, tmp_path):
     found = json.loads((tmp_path / 'x.json').read_text())
     assert found['shape'] == [1, 3, 512, 608] and '512x608' in output
     assert {name: len(times) for name, times in found['seconds'].items()} == dict(kept=1, recomputed=1)
-    # 1217 tokens of 96 numbers, of which a block keeps at least 15 times as many: 6.7 MiB, and 24 blocks 160. The C library
-    # holds back memory that was freed, more or less of it from run to run.
+    # 1217 tokens of 96 numbers, of which a block keeps at least 15 times as many: 6.7 MiB, and 48 blocks 320. The system
+    # takes pages back and the C library holds some, more or less from run to run.
     saved = found['peak_memory_mib']['kept'] - found['peak_memory_mib']['recomputed']
-    assert saved > 20, found
+    assert saved > 80, found
     assert [row['activations'] for row in found['rows']] == ['kept', 'recomputed']
 
 
