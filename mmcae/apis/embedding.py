@@ -19,6 +19,7 @@ from mmengine.device import get_device
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..checkpoints import weights_checksum
 from ..datasets.sources.bad_files import printable
 from ..datasets.sources.shards import MANIFEST
 from ..datasets.transforms.loading import read_image
@@ -205,13 +206,10 @@ class Work:
         names = hashlib.sha256()
         for name in self.images.sample_names():
             names.update(name + b'\n')
-        weights = hashlib.sha256()
-        for tensor in self.encoder.state_dict().values():
-            weights.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         view = dict(vars(self.view), size=list(self.view.size), mean=list(self.view.mean), std=list(self.view.std))
         return dict(
             images=names.hexdigest(),
-            encoder=weights.hexdigest(),
+            encoder=weights_checksum(self.encoder.state_dict()),
             features=self.features,
             view=view,
             dtype=self.dtype,

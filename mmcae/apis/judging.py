@@ -1,7 +1,6 @@
 """Judge frozen encoders by all that the labels of a data set allow: `mmcae judge`."""
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..checkpoints import weights_checksum
 from ..datasets.sources.labelled_images import SPLITS, LabelledImages
 from ..datasets.sources.labelled_readers import read_labelled
 from ..evaluation.block_features import patch_features, pooled_features
@@ -151,7 +151,9 @@ class Frozen:
         self.batch_size, self.workers = batch_size, workers
         self.device = next(encoder.parameters()).device
         self.grid = encoder.grid_of(view.size)
-        self.about = dict(encoder=encoder.spec.to_dict(), weights=weights_checksum(encoder), data=images.fingerprint(), view=asdict(view))
+        self.about = dict(
+            encoder=encoder.spec.to_dict(), weights=weights_checksum(encoder.state_dict()), data=images.fingerprint(), view=asdict(view)
+        )
 
     def batches(self, whole: bool) -> Iterator[Tensor]:
         """All images, in order."""
@@ -224,16 +226,6 @@ def judge_one(frozen: Frozen, wanted: Mapping[str, Mapping], settings: Settings)
             content = dict(frozen.about, labels=labels, settings=asdict(settings), probe=name)
             scores += [Score(**score) for score in kept_result(content, compute)]
     return scores
-
-
-def weights_checksum(encoder: nn.Module) -> str:
-    """A checksum over all tensors of an encoder."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in encoder.state_dict().items():
-        value = value.detach().cpu().contiguous()
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- what comes out

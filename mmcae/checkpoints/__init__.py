@@ -27,7 +27,7 @@ from .exporting import timm_arguments, to_mmpretrain, to_official, to_timm
 from .formats import export_encoder
 from .layouts import KINDS, load_state, locate, name_of
 from .loading import load_encoder_weights, load_strictly, pretrained_source
-from .reading import StateDict, damaged, first_sentence, read_checkpoint, write_state_dict
+from .reading import StateDict, damaged, first_sentence, read_checkpoint, weights_checksum, write_state_dict
 from .renaming import cae_of, convert_mmpretrain, convert_official, convert_timm, encoder_of, left_out, to_mmcae, tokenizer_of
 from .spec import EncoderSpec, Origin, ViewSpec
 from .weights import Weights, read_weights
@@ -64,5 +64,6 @@ __all__ = [
     'to_official',
     'to_timm',
     'tokenizer_of',
+    'weights_checksum',
     'write_state_dict',
 ]

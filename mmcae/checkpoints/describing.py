@@ -1,8 +1,8 @@
 """The description of a model that goes into its checkpoints."""
 
-from mmengine.model import is_model_wrapper
 from torch import nn
 
+from ..utils.wrappers import unwrapped
 from .spec import META, EncoderSpec, Origin, ViewSpec
 from .weights import METHOD
 
@@ -23,7 +23,7 @@ def metadata_of(model: nn.Module, epochs: int = 0) -> dict:
     Returns:
         Plain data; empty for a model without such a backbone.
     """
-    model = model.module if is_model_wrapper(model) else model
+    model = unwrapped(model)
     backbone = getattr(model, 'backbone', None)
     if not hasattr(backbone, 'spec'):
         return {}

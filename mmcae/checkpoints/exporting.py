@@ -6,7 +6,7 @@ import torch
 
 from ..utils.errors import CheckpointError
 from .reading import StateDict
-from .renaming import MMPRETRAIN, OFFICIAL, OFFICIAL_V2, encoder_of, rename, without_redundant
+from .renaming import MMPRETRAIN, OFFICIAL, OFFICIAL_V2, encoder_of, is_v2, rename, without_redundant
 from .spec import EncoderSpec
 
 # The authors' downstream code recognises a pretraining checkpoint by its last key, which must be the decoder's.
@@ -17,7 +17,7 @@ def to_official(state: Mapping) -> StateDict:
     """The inverse of :func:`convert_official`, in the authors' order: with the copy of the encoder that their loader of CAE expects, or the
     unused norm of CAE v2.
     """
-    v2 = any(key.startswith('predictor.') for key in state)
+    v2 = is_v2(state)
     state = rename(without_redundant(state), [(ours, theirs) for theirs, ours in (OFFICIAL_V2 if v2 else OFFICIAL)])
     if v2:
         width = state['mask_token'].shape[-1]
@@ -44,7 +44,7 @@ def to_mmpretrain(state: Mapping, pool: str = 'token') -> StateDict:
     """
     if _is_average(pool):
         state = {key: value for key, value in state.items() if key.startswith('backbone.')}
-    if any(key.startswith('predictor.') for key in state):
+    if is_v2(state):
         raise CheckpointError('mmpretrain has no CAE v2: convert the encoder alone, by --to encoder first')
     if any(key.startswith('regressor.project.') for key in state):
         raise CheckpointError('mmpretrain has no projection between encoder and regressor: it needs both to have the same width')
@@ -112,3 +112,14 @@ def timm_arguments(spec: EncoderSpec, pool: str = 'token') -> dict:
         if value != default:
             arguments[name] = value
     return arguments
+
+
+def refuse(parts: Mapping, tool: str):
+    """Stop at parts that a tool's model does not have.
+
+    Raises:
+        CheckpointError: With the parts.
+    """
+    found = [name for name, present in parts.items() if present]
+    if found:
+        raise CheckpointError(f'{tool} cannot express this encoder: it has {" and ".join(found)}')

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..utils.errors import CheckpointError
-from .exporting import timm_arguments
+from .exporting import refuse, timm_arguments
 from .hugging_face import write_hugging_face
 from .low_rank import merge_low_rank
 from .reading import StateDict, write_state_dict
@@ -118,17 +118,6 @@ def cae_names(encoder: nn.Module, tool: str) -> StateDict:
         for name in (f'blocks.{block}.gamma_1', f'blocks.{block}.gamma_2'):
             state.setdefault(name, torch.ones(spec.embed_dims))
     return {key: value.clone() for key, value in state.items()}
-
-
-def refuse(parts: dict, tool: str):
-    """Stop at parts that a tool's model does not have.
-
-    Raises:
-        CheckpointError: With the parts.
-    """
-    found = [name for name, present in parts.items() if present]
-    if found:
-        raise CheckpointError(f'{tool} cannot express this encoder: it has {" and ".join(found)}')
 
 
 # ---------------------------------------------------------------- one function for each format

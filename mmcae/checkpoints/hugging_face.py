@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..utils.errors import CheckpointError
+from .exporting import refuse
 from .reading import StateDict, write_state_dict
 from .spec import EncoderSpec, ViewSpec
 from .timm_models import PIL_MODES
@@ -88,7 +89,7 @@ def config_for(encoder, state: Mapping) -> dict:
         dtype='float32',
     )
     if spec.type == 'CAEViT':
-        refuse({'windows': spec.window_size, 'heads that do not divide its width': spec.embed_dims % spec.num_heads}, 'BEiT')
+        refuse({'windows': spec.window_size, 'heads that do not divide its width': spec.embed_dims % spec.num_heads}, "Hugging Face's BEiT")
         kind, own = (
             'beit',
             dict(
@@ -105,7 +106,7 @@ def config_for(encoder, state: Mapping) -> dict:
         kind, own = 'dinov3_vit', dinov3_config(encoder, state)
     else:
         kind, own = vit_config(encoder, state)
-    refuse({'no final norm of its tokens': not spec.final_norm}, KINDS[kind][0])
+    refuse({'no final norm of its tokens': not spec.final_norm}, f"Hugging Face's {KINDS[kind][0]}")
     return dict(architectures=[KINDS[kind][0]], model_type=kind) | common | own
 
 
@@ -119,7 +120,7 @@ def dinov3_config(encoder, state: Mapping) -> dict:
             'a norm inside its MLPs': any('.mlp.norm.' in key for key in state),
             'no layer scale': 'blocks.0.gamma_1' not in state,
         },
-        'DINOv3',
+        "Hugging Face's DINOv3",
     )
     biased, gated = 'blocks.0.attn.q_bias' in state, 'blocks.0.mlp.fc1_g.weight' in state
     return dict(
@@ -153,7 +154,7 @@ def vit_config(encoder, state: Mapping) -> tuple[str, dict]:
             'no positions': encoder.vit.pos_embed is None,
             'no bias of queries, keys and values': scaled and 'blocks.0.attn.qkv.bias' not in state,
         },
-        'ViT, DINOv2',
+        "Hugging Face's ViT, DINOv2",
     )
     if not scaled:
         return 'vit', dict(intermediate_size=spec.feedforward_channels, qkv_bias='blocks.0.attn.qkv.bias' in state, pooler_act='tanh')
@@ -171,17 +172,6 @@ def mlp_ratio(width: int, hidden: int, packed: bool) -> int:
         if hidden == ((int(width * ratio * 2 / 3) + 7) // 8 * 8 if packed else width * ratio):
             return ratio
     raise CheckpointError(f"Hugging Face's DINOv2 cannot express this encoder: MLPs {hidden} wide are no whole multiple of {width}")
-
-
-def refuse(parts: Mapping, model: str):
-    """Stop at parts that a model does not have.
-
-    Raises:
-        CheckpointError: With the parts.
-    """
-    found = [name for name, present in parts.items() if present]
-    if found:
-        raise CheckpointError(f"Hugging Face's {model} cannot express this encoder: it has {' and '.join(found)}")
 
 
 def activation_of(encoder) -> str:

@@ -1,5 +1,6 @@
 """Files of weights, read without running code from them, and written: torch.save's, TorchScript's and safetensors' formats."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -241,3 +242,12 @@ def write_state_dict(path: str | Path, state: StateDict, meta: Mapping | None = 
             file.write(save(tensors, dict(format='pt', **texts)))
         else:
             torch.save({'meta': dict(meta), container: state} if meta else state, file)
+
+
+def weights_checksum(state: Mapping) -> str:
+    """Hash of the names and values of tensors, whatever their order, by which weights are known wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

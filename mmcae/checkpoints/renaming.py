@@ -100,6 +100,11 @@ def is_official_v2(state: Mapping) -> bool:
     return 'decoder.head.weight' in state and not any(key.startswith(absent) for key in state)
 
 
+def is_v2(state: Mapping) -> bool:
+    """Whether a state dict under mmcae's names is of CAE v2, which has one head for all tokens in the place of a decoder."""
+    return any(key.startswith('predictor.fc.') for key in state)
+
+
 def convert_mmpretrain(state: Mapping) -> StateDict:
     """A state dict of mmpretrain's CAE, or of any of its models on BEiTViT, under mmcae's names; tokenizer and teacher left out."""
     parts = _parts(state, 'mmpretrain')

@@ -11,7 +11,7 @@ from ..utils.errors import CheckpointError
 from .folders import config_of
 from .layouts import CAE_DECODER_HEADS, TIMM_BACKBONE, Place, content_of, heads_of, library_of, locate, meta_of, name_of
 from .reading import StateDict
-from .renaming import cae_of, encoder_of, left_out, one_norm, to_mmcae, without_redundant
+from .renaming import cae_of, encoder_of, is_v2, left_out, one_norm, to_mmcae, without_redundant
 from .spec import META, EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
 from .timm_models import TimmModel, by_timm_config, is_released_vit, preprocessor_view, timm_model_of
@@ -120,7 +120,7 @@ class Weights:
     @property
     def is_v2(self) -> bool:
         """Whether it is of CAE v2, which has one head for all tokens in the place of a decoder."""
-        return any(key.startswith('predictor.fc.') for key in self.state)
+        return is_v2(self.state)
 
     @property
     def left_out(self) -> Counter:

@@ -16,6 +16,16 @@ def add_changes(parser):
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='the same, as users of OpenMMLab write it')
 
 
+def add_launcher(parser):
+    """The argument of a command that may run as several processes."""
+    parser.add_argument(
+        '--launcher',
+        choices=['auto', 'none', 'pytorch', 'slurm', 'mpi'],
+        default='auto',
+        help='what started the processes (default: by the environment)',
+    )
+
+
 def check_arguments(args, at_least=None, shares=(), outputs=None):
     """Refuse numbers that cannot be, and files that cannot be written.
 

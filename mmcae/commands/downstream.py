@@ -35,7 +35,11 @@ def config_text(path: Path, base: Path, cfg: Config, spec: EncoderSpec, checkpoi
     Raises:
         ConfigError: The recipe cannot be for such images.
     """
-    settings = settings_for(cfg, spec, checkpoint, str(path))
+    return text_on(base, settings_for(cfg, spec, checkpoint, str(path)), title)
+
+
+def text_on(base: Path, settings: Mapping, title: str) -> str:
+    """The text of a config that builds on a packaged one; its settings are nested as in a config."""
     lines = [f'# {title}', f"_base_ = ['{SCOPE}{base.relative_to(CONFIGS).as_posix()}']"]
     lines += [f'{name} = {pprint.pformat(value, width=120, sort_dicts=False)}' for name, value in settings.items()]
     return '\n'.join(lines) + '\n'

@@ -1,6 +1,5 @@
 """Configs of the three kinds of tasks for one encoder, as texts: what is other than in the packaged recipes follows from its spec."""
 
-import pprint
 from pathlib import Path
 
 from mmengine.utils import to_2tuple
@@ -8,7 +7,7 @@ from mmengine.utils import to_2tuple
 from ..checkpoints import EncoderSpec
 from ..utils.configs.loading import load_config
 from ..utils.packaged import CONFIGS
-from .downstream import config_text
+from .downstream import config_text, text_on
 
 RECIPES = dict(
     classification='linear_probe/linear_vit-base-p16_cae_32xb512-amp-90e_in1k.py',
@@ -32,10 +31,7 @@ def snippet(task: str, spec: EncoderSpec, checkpoint: str | Path) -> str:
     if task == 'classification':
         return config_text(base, base, load_config(base), spec, str(checkpoint), title)
     settings = (detection if task == 'detection' else segmentation)(spec, str(checkpoint), load_config(base))
-    lines = [f'# {title}', f"_base_ = ['mmcae::{RECIPES[task]}']"]
-    return (
-        '\n'.join([*lines, *(f'{name} = {pprint.pformat(value, width=120, sort_dicts=False)}' for name, value in settings.items())]) + '\n'
-    )
+    return text_on(base, settings, title)
 
 
 def detection(spec: EncoderSpec, checkpoint: str, cfg) -> dict:

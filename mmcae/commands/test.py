@@ -10,7 +10,7 @@ environment shows where it was raised.
 import json
 from pathlib import Path
 
-from .arguments import add_changes
+from .arguments import add_changes, add_launcher
 
 
 def add_arguments(parser):
@@ -27,12 +27,7 @@ def add_arguments(parser):
         '--tta', action='store_true', help="average over the config's tta_pipeline (default: the image and its mirror image)"
     )
     add_changes(parser)
-    parser.add_argument(
-        '--launcher',
-        choices=['auto', 'none', 'pytorch', 'slurm', 'mpi'],
-        default='auto',
-        help='what started the processes (default: by the environment)',
-    )
+    add_launcher(parser)
 
 
 def run(args):

@@ -36,8 +36,9 @@ def run(args):
     from mmengine.registry import init_default_scope
 
     from .. import compat
+    from ..checkpoints import weights_checksum
     from ..datasets import check_data
-    from ..datasets.sources.store_tokens import UNREADABLE, RandomViews, fill, fingerprint
+    from ..datasets.sources.store_tokens import UNREADABLE, RandomViews, fill
     from ..datasets.sources.token_store import Manifest
     from ..models.targets.base import Tokenizer
     from ..registry import DATASETS, MODELS
@@ -72,7 +73,7 @@ def run(args):
         seed=args.seed,
         normalisation=[getattr(preprocessor, f'second_{name}').flatten().tolist() for name in ('mean', 'std')],
         tokenizer={name: repr(value) for name, value in cfg.model.target_generator.to_dict().items() if name not in WHERE},
-        weights=fingerprint(tokenizer.state_dict()),
+        weights=weights_checksum(tokenizer.state_dict()),
     )
     manifest = fill(
         args.folder, Manifest(len(views), args.views, grid, tokenizer.vocab_size, settings), views, tokenize, args.batch_size, args.workers

@@ -14,7 +14,7 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-from .arguments import add_changes
+from .arguments import add_changes, add_launcher
 
 
 def add_arguments(parser):
@@ -32,12 +32,7 @@ def add_arguments(parser):
     parser.add_argument('--dry-run', action='store_true', help='build everything, run one batch, print the plan, and write nothing')
     parser.add_argument('--no-validate', action='store_true', help='no evaluation while training')
     add_changes(parser)
-    parser.add_argument(
-        '--launcher',
-        choices=['auto', 'none', 'pytorch', 'slurm', 'mpi'],
-        default='auto',
-        help='what started the processes (default: by the environment)',
-    )
+    add_launcher(parser)
 
 
 def check(args, parser):

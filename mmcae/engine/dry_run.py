@@ -12,6 +12,7 @@ from mmengine.optim import OptimWrapperDict
 
 from ..utils.errors import ConfigError
 from ..utils.progress import duration
+from ..utils.wrappers import unwrapped
 
 GIB = 2**30
 
@@ -95,11 +96,6 @@ def sizes(runner, loop) -> tuple[int, int, int]:
     if type(getattr(loop.dataloader, 'sampler', None)).__name__ == 'InfiniteSampler':
         steps = math.ceil(images / get_world_size() / (runner.cfg.train_dataloader.get('batch_size') or 1))
     return images, steps, loop.max_iters
-
-
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The model without what distributed training wraps around it."""
-    return getattr(model, 'module', model)
 
 
 def synchronize():

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import torch
 from mmengine.dist import all_gather, get_world_size
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier, SelfSupDataPreprocessor
 from torch import Tensor, nn
@@ -12,11 +11,7 @@ from torch.utils.data import DataLoader
 
 from ..utils.errors import DataError
 from ..utils.precision import autocast
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without what distributed training wraps around it."""
-    return model.module if is_model_wrapper(model) else model
+from ..utils.wrappers import unwrapped
 
 
 def build_dataloader(config: dict) -> DataLoader:

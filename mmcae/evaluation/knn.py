@@ -14,7 +14,8 @@ from ..checkpoints import load_encoder_weights
 from ..registry import LOOPS
 from ..utils.errors import ConfigError, DataError
 from ..utils.precision import check_dtype
-from .features import average, build_dataloader, encode_batches, loader_features, unwrapped
+from ..utils.wrappers import unwrapped
+from .features import average, build_dataloader, encode_batches, loader_features
 
 SIMILARITIES = 2**25  # computed at a time: 128 MiB
 

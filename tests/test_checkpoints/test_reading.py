@@ -20,6 +20,7 @@ from mmcae.checkpoints import (
     read_weights,
     to_mmpretrain,
     to_official,
+    weights_checksum,
     write_state_dict,
 )
 from mmcae.utils.errors import CheckpointError
@@ -214,3 +215,10 @@ def test_nothing_here_switches_the_protection_off(repository):
             assert 'weights_only=False' not in text, path
             for call in text.split('torch.load(')[1:]:
                 assert 'weights_only=True' in call.split('\n\n')[0], path
+
+
+def test_weights_are_known_by_their_values():
+    state = dict(a=torch.arange(6.0).view(2, 3), b=torch.tensor(1))
+    assert weights_checksum(state) == weights_checksum(dict(reversed(state.items())))
+    others = [dict(state, a=state['a'] + 1), dict(state, a=state['a'].view(3, 2)), dict(state, a=state['a'].int()), dict(b=state['b'])]
+    assert len({weights_checksum(other) for other in (state, *others)}) == 5

@@ -86,7 +86,7 @@ def test_average_keeps_the_channels(shape):
 def test_a_model_wrapped_for_distributed_training_is_unwrapped(loader):
     from mmengine.model import MMDistributedDataParallel
 
-    from mmcae.evaluation.features import unwrapped
+    from mmcae.utils.wrappers import unwrapped
 
     wrapped = MMDistributedDataParallel.__new__(MMDistributedDataParallel)
     nn.Module.__init__(wrapped)

@@ -190,12 +190,3 @@ def resume(folder: Path, manifest: Manifest) -> Manifest:
 def save_manifest(folder: Path, manifest: Manifest):
     """Whole or not at all."""
     write_file(folder / MANIFEST, json.dumps(asdict(manifest), indent=1) + '\n')
-
-
-def fingerprint(state: dict[str, Tensor]) -> str:
-    """Hash of the names and values of tensors, by which weights are known wherever they lie."""
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -5,6 +5,7 @@ from torch import nn
 
 from ...registry import CHECKS, HOOKS
 from ...utils.errors import ConfigError, nearest
+from ...utils.wrappers import unwrapped
 
 
 class Check:
@@ -103,13 +104,6 @@ class Checks(Hook):
     def after_train_epoch(self, runner):
         for check in self.applicable(runner):
             check.after_train_epoch(runner)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of distributed training and test-time augmentation, which hold it as `module`."""
-    while hasattr(model, 'module'):
-        model = model.module
-    return model
 
 
 def is_kind(model: nn.Module, *bases: str) -> bool:

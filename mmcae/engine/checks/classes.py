@@ -4,7 +4,8 @@ import numpy as np
 
 from ...registry import CHECKS
 from ...utils.errors import ConfigError, DataError
-from .base import Check, is_kind, unwrapped
+from ...utils.wrappers import unwrapped
+from .base import Check, is_kind
 
 CLASS_AGNOSTIC = ('backbone', 'neck', 'rpn_head')  # parts whose number of classes does not depend on the data
 

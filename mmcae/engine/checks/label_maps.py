@@ -8,7 +8,8 @@ from mmengine.logging import print_log
 
 from ...registry import CHECKS
 from ...utils.errors import ConfigError, DataError
-from .base import Check, is_kind, unwrapped
+from ...utils.wrappers import unwrapped
+from .base import Check, is_kind
 
 REMAP = (
     'Where 255 stands for a class, as in masks of 0 and 255, set remap={255: 1} of mmcae.LoadLabelMap '

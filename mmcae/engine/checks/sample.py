@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ...registry import CHECKS
-from .base import Check, unwrapped
+from ...utils.wrappers import unwrapped
+from .base import Check
 
 
 @CHECKS.register_module('sample')

@@ -20,7 +20,7 @@ from ...compat import leave_distributed
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
-from ..dry_run import unwrapped
+from ...utils.wrappers import unwrapped
 from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reader import make_plain
 from ..reconcile import reconcile

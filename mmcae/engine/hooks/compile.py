@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, nearest
+from ...utils.wrappers import unwrapped
 
 # The boxes of the figure: the encoder, which also makes the alignment target, and the convolutions of the tokenizer.
 CAE_PARTS = ('backbone.encode', 'regressor', 'decoder', 'target_generator.embed')
@@ -38,7 +38,7 @@ class CompileParts(Hook):
 
     def before_train(self, runner):
         """Compile what the runner trains, wrapped for several processes or not."""
-        self.compile(runner.model.module if is_model_wrapper(runner.model) else runner.model)
+        self.compile(unwrapped(runner.model))
 
     def compile(self, model: nn.Module):
         """Compile the parts of a model in place; the work itself is done at their first call."""

@@ -8,9 +8,9 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from torch import Tensor
 
-from ...evaluation.features import unwrapped
 from ...registry import HOOKS
 from ...utils.errors import ConfigError
+from ...utils.wrappers import unwrapped
 from ...visualization.sheet import as_rgb, picture_sheet, save_picture
 
 

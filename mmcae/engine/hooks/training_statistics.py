@@ -10,11 +10,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ...evaluation.attention_weights import entropy, self_attention
 from ...evaluation.collapse import effective_rank, feature_std
-from ...evaluation.features import unwrapped
 from ...models.encoders.base import Encoder
 from ...models.methods.base import MaskedImageModel
 from ...registry import HOOKS
 from ...utils.errors import ConfigError, nearest
+from ...utils.wrappers import unwrapped
 from .alarms import NAMES, ringing
 
 ATTENTION_IMAGES = 16  # their weights between all tokens take memory

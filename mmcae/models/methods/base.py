@@ -164,9 +164,18 @@ class MaskedImageModel(BaseSelfSupervisor):
 
     def with_outputs(self, head: dict) -> dict:
         """The config of the part that predicts, with `num_outputs` filled in where it is left open."""
-        if head.get('num_outputs') is not None or self.target_generator is None:
+        if not isinstance(head, Mapping) or head.get('num_outputs') is not None or self.target_generator is None:
             return head
         return {**head, 'num_outputs': self.target_generator.num_outputs}
+
+    def check_width(self, name: str, in_dims: int):
+        """Fail where a part reads latents of another width than the encoder's.
+
+        Raises:
+            ConfigError: With both widths.
+        """
+        if in_dims != self.backbone.embed_dims:
+            raise ConfigError(f'{name}.in_dims={in_dims}, but the encoder is {self.backbone.embed_dims} wide: make them equal')
 
     def check_outputs(self, outputs: int, name: str):
         """Fail where a part predicts another number of values than the target has.

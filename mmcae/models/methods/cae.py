@@ -52,12 +52,11 @@ class CAE(MaskedImageModel):
     ):
         super().__init__(backbone, target_generator, complementary, weight_init, data_preprocessor, init_cfg)
         self.regressor = self.build_part('regressor', regressor)
-        self.check_part('decoder', decoder)
         self.decoder = self.build_part('decoder', self.with_outputs(decoder))
         self.align_loss_weight = align_loss_weight
         # Positions in the latent space, shared by regressor and decoder.
         self.register_buffer('pos_embed', sincos_position_table(self.backbone.grid, self.regressor.embed_dims))
-        self.regressor.check_encoder(self.backbone)
+        self.check_width('regressor', self.regressor.in_dims)
         decoder_dims = self.decoder.head.in_features
         if decoder_dims != self.regressor.embed_dims:
             raise ConfigError(f'decoder.embed_dims={decoder_dims} and regressor.embed_dims={self.regressor.embed_dims}: make them equal')

@@ -80,7 +80,7 @@ class CAEv2(MaskedImageModel):
         settings = dict(type='mmcae.PredictionHead', embed_dims=self.regressor.embed_dims)
         self.predictor = MODELS.build(settings | self.with_outputs(dict(predictor or {})))
         self.register_buffer('pos_embed', sincos_position_table(self.backbone.grid, self.regressor.embed_dims))
-        self.regressor.check_encoder(self.backbone)
+        self.check_width('regressor', self.regressor.in_dims)
         if self.predictor.fc.in_features != self.regressor.embed_dims:
             raise ConfigError(f'predictor.embed_dims must be regressor.embed_dims={self.regressor.embed_dims}: leave it out')
         self.check_outputs(self.predictor.fc.out_features, 'predictor')

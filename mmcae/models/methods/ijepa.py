@@ -3,28 +3,23 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
 from mmpretrain.structures import DataSample
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checkpoints.tables import sincos_position_table
 from ...registry import MODELS
-from ...utils.errors import ConfigError
-from ..encoders.layers import LAYER_NORM_EPS, Block, init_stack, pick
+from ..encoders.layers import pick
 from .base import at_least_float
 from .latent_target import LatentTargetModel
+from .mae import MAEDecoder
 
 
 @MODELS.register_module()
-class JEPAPredictor(BaseModule):
-    """A narrow ViT: latents of the context and positions of a target block -> predicted latents of the block.
+class JEPAPredictor(MAEDecoder):
+    """A narrow ViT: latents of the context and positions of a target block -> predicted latents of the block, as wide as the encoder's.
 
     Args:
-        in_dims: Width of the encoder.
-        embed_dims: Width D of the predictor.
-        num_layers: Number of blocks.
-        num_heads: Attention heads.
-        feedforward_channels: Width of the MLPs' hidden layer; 4 D where not given.
+        in_dims, embed_dims, num_layers, num_heads, feedforward_channels: See :class:`.mae.MAEDecoder`.
     """
 
     def __init__(
@@ -35,20 +30,7 @@ class JEPAPredictor(BaseModule):
         num_heads: int = 12,
         feedforward_channels: int | None = None,
     ):
-        super().__init__()
-        self.embed = nn.Linear(in_dims, embed_dims)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dims))
-        self.blocks = nn.ModuleList(Block(embed_dims, num_heads, feedforward_channels) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS)
-        self.head = nn.Linear(embed_dims, in_dims)
-        init_stack(self)
-
-    def forward(self, context: Tensor, context_positions: Tensor, target_positions: Tensor) -> Tensor:
-        """(B, n, in_dims), (B, n, D), (B, k, D) -> (B, k, in_dims)."""
-        x = torch.cat((self.embed(context) + context_positions, self.mask_token + target_positions), dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x[:, -target_positions.shape[1] :]))
+        super().__init__(in_dims, embed_dims, in_dims, num_layers, num_heads, feedforward_channels)
 
 
 @MODELS.register_module()
@@ -72,8 +54,7 @@ class IJEPA(LatentTargetModel):
         super().__init__(backbone, ema, **settings)
         self.predictor = self.build_part('predictor', predictor)
         embed = self.predictor.embed
-        if embed.in_features != self.backbone.embed_dims:
-            raise ConfigError(f'predictor.in_dims={embed.in_features}, but the encoder is {self.backbone.embed_dims} wide: make them equal')
+        self.check_width('predictor', embed.in_features)
         self.register_buffer('pos_embed', sincos_position_table(self.backbone.grid, embed.out_features))
 
     def split(self, data_samples: list[DataSample], images: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from ...checkpoints.tables import sincos_position_table
 from ...registry import MODELS
-from ...utils.errors import ConfigError
 from ..encoders.layers import LAYER_NORM_EPS, Block, init_stack, pick
 from .base import MaskedImageModel, check_mask_grid
 
@@ -77,11 +76,9 @@ class MAE(MaskedImageModel):
 
     def __init__(self, backbone: dict, decoder: dict | None = None, target_generator: dict | None = None, **settings):
         super().__init__(backbone, target_generator, **settings)
-        self.check_part('decoder', decoder)
         self.decoder = self.build_part('decoder', self.with_outputs(decoder))
         embed = self.decoder.embed
-        if embed.in_features != self.backbone.embed_dims:
-            raise ConfigError(f'decoder.in_dims={embed.in_features}, but the encoder is {self.backbone.embed_dims} wide: make them equal')
+        self.check_width('decoder', embed.in_features)
         self.check_outputs(self.decoder.head.out_features, 'decoder')
         self.register_buffer('pos_embed', sincos_position_table(self.backbone.grid, embed.out_features))
 

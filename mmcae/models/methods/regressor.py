@@ -7,7 +7,6 @@ from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ...utils.errors import ConfigError
 from ..encoders.attention import attend
 from ..encoders.layers import LAYER_NORM_EPS, add_residual, drop_path_rates, init_stack, inner_width, layer_scale
 
@@ -101,15 +100,6 @@ class LatentContextualRegressor(BaseModule):
         )
         self.norm = nn.LayerNorm(embed_dims, eps=LAYER_NORM_EPS) if final_norm else nn.Identity()
         init_stack(self)
-
-    def check_encoder(self, encoder: nn.Module):
-        """Make sure that an encoder's latents can be read.
-
-        Raises:
-            ConfigError: They have another width.
-        """
-        if self.in_dims != encoder.embed_dims:
-            raise ConfigError(f'regressor.in_dims={self.in_dims}, but the encoder is {encoder.embed_dims} wide: make them equal')
 
     def forward(self, visible: Tensor, visible_positions: Tensor, masked_positions: Tensor) -> Tensor:
         """Predict the latents of the masked patches.

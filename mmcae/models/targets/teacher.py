@@ -63,6 +63,8 @@ class Teacher(Target):
         self.model = build_teacher(model, checkpoint, projected, layers)
         self.loss_kind, self.dtype = loss, self.known_dtype(dtype)
         self.mean, self.std = (given if given is not None else own for given, own in ((mean, self.model.mean), (std, self.model.std)))
+        for name, values in (('view_mean', self.mean), ('view_std', self.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.downsample, self.in_channels = self.model.downsample, self.model.in_channels
         self.has_cls = self.model.has_cls
         self.freeze()
@@ -92,8 +94,8 @@ class Teacher(Target):
         Returns:
             (B, C, rows * downsample, columns * downsample), normalised as the teacher was trained.
         """
-        mean, std = (torch.as_tensor(values, dtype=images.dtype, device=images.device).view(-1, 1, 1) for values in (self.mean, self.std))
-        view = (images * (preprocessor.std / std) + (preprocessor.mean - mean) / std).to(images.dtype)
+        scale, shift = preprocessor.std / self.view_std, (preprocessor.mean - self.view_mean) / self.view_std
+        view = (images * scale + shift).to(images.dtype)
         size = [cells * pixels for cells, pixels in zip(grid, self.downsample, strict=True)]
         if list(view.shape[-2:]) == size:
             return view
