@@ -197,6 +197,38 @@ def tiny_cae():
     return make
 
 
+@pytest.fixture
+def tiny_classifier(tmp_path):
+    """Write the config of a tiny classifier of two classes: `tiny_classifier(data, more)`, with `more` lines at its end; returns its path."""
+
+    def write(data='nowhere', more=''):
+        path = tmp_path / 'tiny.py'
+        path.write_text(
+            f"""
+default_scope = 'mmpretrain'
+data_root = '{data}'
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=16, patch_size=8),
+    head=dict(type='LinearClsHead', num_classes=2, in_channels=16),
+    data_preprocessor=dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
+)
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(type='CustomDataset', data_root=data_root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]),
+)
+train_cfg = dict(by_epoch=True, max_epochs=1)
+optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
+{more}
+"""
+        )
+        return path
+
+    return write
+
+
 @pytest.fixture(scope='session')
 def digit_scenes(tmp_path_factory):
     """A small copy of the embedded data, made by the tool itself; its path ends in data/digits, where the configs look for it."""

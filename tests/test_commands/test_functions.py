@@ -15,28 +15,9 @@ from mmcae.models import CAEViT
 from mmcae.utils.errors import ConfigError
 
 
-def test_train_returns_the_last_checkpoint(image_folder, tmp_path, monkeypatch):
+def test_train_returns_the_last_checkpoint(tiny_classifier, image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = tmp_path / 'tiny.py'
-    config.write_text(
-        """
-default_scope = 'mmpretrain'
-data_root = 'nowhere'
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=16, patch_size=8),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=16),
-    data_preprocessor=dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
-)
-train_dataloader = dict(
-    batch_size=4,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='CustomDataset', data_root=data_root, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]),
-)
-train_cfg = dict(by_epoch=True, max_epochs=1)
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
-"""
-    )
+    config = tiny_classifier()
     data = image_folder(size=(16, 16))
     with pytest.raises(ConfigError, match='train_dataloader.batch_sise'):
         mmcae.train(config, settings={'train_dataloader.batch_sise': 2})

@@ -25,30 +25,11 @@ def read_all(descriptor):
 
 
 @pytest.fixture
-def command(image_folder, tmp_path):
-    """A training of four steps, and one that fails in its first."""
-    (tmp_path / 'tiny.py').write_text(
-        f"""
-default_scope = 'mmpretrain'
-model = dict(
-    type='ImageClassifier',
-    backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=16, num_layers=1, num_heads=2), img_size=16, patch_size=8),
-    head=dict(type='LinearClsHead', num_classes=2, in_channels=16),
-    data_preprocessor=dict(num_classes=2, mean=[127.5] * 3, std=[127.5] * 3, to_rgb=True),
-)
-train_dataloader = dict(
-    batch_size=4,
-    sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(
-        type='CustomDataset', data_root='{image_folder(size=(16, 16))}', pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]
-    ),
-)
-train_cfg = dict(by_epoch=True, max_epochs=2)
-optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
-default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
-"""
-    )
-    return [sys.executable, '-m', 'mmcae', 'train', str(tmp_path / 'tiny.py'), '--work-dir', str(tmp_path / 'run')]
+def command(tiny_classifier, image_folder, tmp_path):
+    """A training of four steps."""
+    more = 'train_cfg.update(max_epochs=2)\ndefault_hooks = dict(logger=dict(type="LoggerHook", interval=1))'
+    config = tiny_classifier(image_folder(size=(16, 16)), more)
+    return [sys.executable, '-m', 'mmcae', 'train', str(config), '--work-dir', str(tmp_path / 'run')]
 
 
 def test_on_a_terminal(command, tmp_path):
