@@ -199,7 +199,7 @@ def tiny_cae():
 
 @pytest.fixture
 def tiny_classifier(tmp_path):
-    """Write the config of a tiny classifier of two classes: `tiny_classifier(data, more)`, with `more` lines at its end; returns its path."""
+    """Write the config of a tiny classifier of two classes, `more` at its end: `tiny_classifier(data, more)` gives its path."""
 
     def write(data='nowhere', more=''):
         path = tmp_path / 'tiny.py'

@@ -1,6 +1,7 @@
 """Statistics while training: the figures against slow ones, the alarms, and that training goes on as without."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmcae.engine.hooks.alarms import ALARMS, ringing
 from mmcae.engine.hooks.training_statistics import statistics_of
 from mmcae.evaluation import effective_rank, feature_std
 from mmcae.evaluation.attention_weights import cross_attention, entropy, self_attention
+from mmcae.registry import MODELS
 from mmcae.utils.errors import ConfigError
 
 HOOK = dict(type='mmcae.TrainingStatistics', interval=2, images=4)
@@ -63,6 +65,28 @@ def test_gradient_norms_are_those_the_optimizer_sees(run):
     (line,) = logged(runner)
     for part, norm in steps[3].items():
         assert line[f'stat/grad_norm/{part}'] == pytest.approx(norm, rel=1e-5)
+
+
+@pytest.mark.parametrize('method', ['BEiT', 'SimMIM', 'Data2Vec', 'IJEPA'])
+def test_methods_whose_parts_are_parameters_or_do_not_learn(method):
+    """A mask token is a part of its own; a target encoder has no gradient."""
+    encoder = dict(type='mmcae.CAEViT', arch=dict(embed_dims=24, num_layers=2, num_heads=2), img_size=32, patch_size=8)
+    settings = dict(
+        BEiT=dict(target_generator=dict(type='mmcae.PixelTargets', patch_size=8)),
+        SimMIM=dict(target_generator=dict(type='mmcae.PixelTargets', patch_size=8)),
+        Data2Vec=dict(top_blocks=1),
+        IJEPA=dict(predictor=dict(type='mmcae.JEPAPredictor', in_dims=24, embed_dims=16, num_layers=1, num_heads=2)),
+    )[method]
+    model = MODELS.build(dict(type=f'mmcae.{method}', backbone=encoder, **settings))
+    squares = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+            squares.setdefault(name.split('.')[0], []).append(parameter.grad.double().square().sum())
+    hook = TrainingStatistics(interval=1)
+    hook.read_gradients(SimpleNamespace(iter=0, model=model))
+    expected = {f'stat/grad_norm/{part}': float(sum(values)) ** 0.5 for part, values in squares.items()}
+    assert hook.gradients == pytest.approx(expected)
 
 
 def test_statistics_against_slow_ones(tiny_cae):

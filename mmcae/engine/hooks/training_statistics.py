@@ -86,9 +86,12 @@ class TrainingStatistics(Hook):
             return
         start = time.perf_counter()
         model = unwrapped(runner.model)
-        parts = model.PARTS if isinstance(model, MaskedImageModel) else [name for name, _ in model.named_children()]
-        for name in parts:
-            trained = [parameter for parameter in model.get_submodule(name).parameters() if parameter.requires_grad]
+        if isinstance(model, MaskedImageModel):
+            parts = {name: model.part_parameters(name) for name in model.PARTS}
+        else:
+            parts = {name: list(child.parameters()) for name, child in model.named_children()}
+        for name, parameters in parts.items():
+            trained = [parameter for parameter in parameters if parameter.requires_grad]
             norms = [parameter.grad.norm().double() for parameter in trained if parameter.grad is not None]
             if trained:
                 self.gradients[f'stat/grad_norm/{name}'] = float(torch.stack(norms).norm()) if norms else 0.0

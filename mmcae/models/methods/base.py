@@ -162,6 +162,11 @@ class MaskedImageModel(BaseSelfSupervisor):
         self.check_part(name, config)
         return MODELS.build({**config, **settings})
 
+    def part_parameters(self, name: str) -> list[nn.Parameter]:
+        """The parameters of one of `PARTS`, which is a module or a parameter itself."""
+        part = getattr(self, name)
+        return [part] if isinstance(part, Tensor) else list(part.parameters())
+
     def with_outputs(self, head: dict) -> dict:
         """The config of the part that predicts, with `num_outputs` filled in where it is left open."""
         if not isinstance(head, Mapping) or head.get('num_outputs') is not None or self.target_generator is None:
