@@ -30,7 +30,14 @@ def workplace(image_folder, tmp_path):
 def test_equal_computation_kept_cells_and_one_table(run_tool, workplace):
     methods = ('--methods', 'half=cae_pixels', 'mae', '--against', 'mae', '--seeds', '3')
     pretraining = ('train_dataloader.batch_size=4', 'train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False')
-    options = ('--cfg-options', *pretraining, 'half:mask_ratio=0.5', '--protocol-options', 'knn:test_cfg.bank_dataloader.dataset.labels=40')
+    options = (
+        '--cfg-options',
+        *pretraining,
+        'half:mask_ratio=0.5',
+        'half:experiment_name={data}{seed}',
+        '--protocol-options',
+        'knn:test_cfg.bank_dataloader.dataset.labels=40',
+    )
     command = (TOOL, '--split', 'val', *methods, '--data', 'digits', '--protocols', 'knn', '--budget', '0.7', *options, '--out', 'out')
     code, output = run_tool(*command, '--lanes', '2', cwd=workplace)
     assert code == 0, output
@@ -41,11 +48,17 @@ def test_equal_computation_kept_cells_and_one_table(run_tool, workplace):
         assert cell['steps'] == max(1, round(0.7e9 / cell['multiply_adds_of_a_step']))
         metrics = json.loads((workplace / f'out/cells/digits/{cell["method"]}/seed3/protocols_val/knn/test/metrics.json').read_text())
         assert cell['top1']['knn'] == pytest.approx(metrics['k10/accuracy/top1'] / 100)
+    assert "experiment_name = 'digits3'" in next((workplace / 'out/cells/digits/half/seed3/pretrain').glob('*.py')).read_text()
     assert written['cells'][0]['multiply_adds_of_a_step'] != written['cells'][1]['multiply_adds_of_a_step']
     lines = (workplace / 'out/results_val.md').read_text().splitlines()
     assert len([line for line in lines if line.startswith('| digits |')]) == 2 and 'lead over mae' in lines[-1]
     code, output = run_tool(*command, cwd=workplace)
     assert code == 0 and '4 of 4 jobs had finished before and are kept' in output, output
+
+
+def test_options_of_one_training(module):
+    options = ['model.backbone.init_cfg.checkpoint=cells/{data}/cae/seed{seed}/last.pth', "a={'b': 1}"]
+    assert module.filled(options, 'fashion', 2) == ['model.backbone.init_cfg.checkpoint=cells/fashion/cae/seed2/last.pth', "a={'b': 1}"]
 
 
 def test_table(module):

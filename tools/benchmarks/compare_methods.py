@@ -3,10 +3,11 @@
     python tools/benchmarks/compare_methods.py --split val --methods cae cae_pixels mae --seeds 0 1 2
     python tools/benchmarks/compare_methods.py --split val --methods mae cae_half=cae --cfg-options cae_half:mask_ratio=0.5
 
-A method is a recipe in configs/DATA/METHOD_vit-DATA.py; NAME=METHOD is a variant of one, which options after `NAME:` change. The cost of a
-step is counted, the forward and the backward pass, the target's and the target encoder's included: products of matrices and convolutions
-in multiply-adds. Each method trains for as many steps as the budget has room for. What is made beforehand, a tokenizer or the encoder that
-a teacher is, is not counted. Choose by `--split val`, publish `--split test`. Interrupt it at will: the next run keeps the cells that have
+A method is a recipe in configs/DATA/METHOD_vit-DATA.py; NAME=METHOD is a variant of one, which options after `NAME:` change. In options
+{data} and {seed} stand for those of the training, so that it can start from, or be taught by, the result of another. The cost of a step is
+counted, the forward and the backward pass, the target's and the target encoder's included: products of matrices and convolutions in
+multiply-adds. Each method trains for as many steps as the budget has room for. What is made beforehand, a tokenizer or the encoder that a
+teacher is, is not counted. Choose by `--split val`, publish `--split test`. Interrupt it at will: the next run keeps the cells that have
 finished.
 """
 
@@ -132,6 +133,11 @@ def options_of(args, method) -> list[str]:
     return chosen
 
 
+def filled(options, data, seed) -> list[str]:
+    """Options for one training: {data} and {seed} replaced."""
+    return [option.replace('{data}', data).replace('{seed}', str(seed)) for option in options]
+
+
 def config_of(args, data, method) -> Path:
     """The recipe of a method on a data set."""
     from mmcae.utils.packaged import find_config
@@ -153,7 +159,8 @@ def tokenizer_jobs(args, options):
 
     jobs = []
     for data in args.data:
-        if any(reads_tokenizer(load_config(config_of(args, data, method), options[method])) for method in args.recipes):
+        configs = (load_config(config_of(args, data, method), filled(options[method], data, args.seeds[0])) for method in args.recipes)
+        if any(map(reads_tokenizer, configs)):
             config = find_config(f'{data}/tokenizer_{data}.py')
             command = ('python', '-m', 'mmcae', 'train', str(config), '--work-dir', str(args.out / 'tokenizers' / data))
             jobs.append(Job(data, f'{data}: tokenizer', command, (), content_of(load_config(config))))
@@ -173,9 +180,9 @@ def plan_trainings(args, options):
         budget = args.budget and args.budget * GIGA
         for method in args.recipes:
             config, chosen = config_of(args, data, method), list(options[method])
-            if reads_tokenizer(load_config(config, chosen)):
+            if reads_tokenizer(load_config(config, filled(chosen, data, args.seeds[0]))):
                 chosen.append(f'model.target_generator.checkpoint={args.out / "tokenizers" / data / "tokenizer.pth"}')
-            cfg = load_config(config, chosen)
+            cfg = load_config(config, filled(chosen, data, args.seeds[0]))
             recipe_steps = cfg.train_cfg.max_iters
             cost = cost_of(cfg)
             budget = budget or cost * recipe_steps
@@ -213,7 +220,7 @@ def jobs_of(args, cell, chosen, steps, cost):
     from mmcae.utils.configs.loading import last_checkpoint, load_config
 
     config = config_of(args, cell.data, cell.method)
-    chosen = [*chosen, f'randomness.seed={cell.seed}']
+    chosen = [*filled(chosen, cell.data, cell.seed), f'randomness.seed={cell.seed}']
     cfg = load_config(config, chosen)
     work_dir, judged = args.out / cell.name / 'pretrain', folder_of(args, cell)
     title = f'{cell.data}, {cell.method}, seed {cell.seed}'
