@@ -40,13 +40,14 @@ def test_pretrain_step(run_tool, tmp_path):
     assert ratios['peak_memory'] == pytest.approx(memory['mmcae'] / memory['mmpretrain'])
 
 
-def test_backbone(run_tool, tmp_path):
-    arguments = (*SMALL, '--rel-pos-bias', '--sizes', '40x60', '--batch-sizes', '1', '--rounds', '2', '--json', tmp_path / 'backbone.json')
+@pytest.mark.parametrize(('bias', 'adopted'), [(('--rel-pos-bias',), ()), ((), ('TimmEncoder',))])
+def test_backbone(run_tool, tmp_path, bias, adopted):
+    arguments = (*SMALL, *bias, '--sizes', '40x60', '--batch-sizes', '1', '--rounds', '2', '--json', tmp_path / 'backbone.json')
     code, output = run_tool('tools/benchmarks/backbone.py', *arguments)
     assert code == 0, output
     written, rows = rows_of(output, tmp_path / 'backbone.json')
     assert [(row['mode'], row['backbone']) for row in rows] == [
-        (mode, name) for mode in ('inference', 'training') for name in ('CAEViT', 'BEiTViT', 'timm Beit')
+        (mode, name) for mode in ('inference', 'training') for name in ('CAEViT', *adopted, 'BEiTViT', 'timm Beit')
     ]
     assert set(written['settings']) == {'40x60 inference', '40x60 training'}
     assert written['settings']['40x60 training']['time']['BEiTViT'] == dict(median=1, low=1, high=1)

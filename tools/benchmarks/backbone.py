@@ -1,11 +1,12 @@
-"""The encoder as a backbone: CAEViT against mmpretrain's BEiTViT and timm's Beit, with the same weights and images.
+"""The encoders as backbones: CAEViT and TimmEncoder against mmpretrain's BEiTViT and timm's Beit, with the same weights and images.
 
     OMP_NUM_THREADS=2 python tools/benchmarks/backbone.py --json work_dirs/benchmarks/backbone.json
     python tools/benchmarks/backbone.py --device cuda --dtype bfloat16 --sizes 800x1333 --batch-sizes 4
 
 Inference is a forward pass without gradients; training is a forward pass, and a backward pass from a fixed gradient of the output tokens.
-Sizes are height x width in pixels and are padded to multiples of 16, as the detectors' data preprocessor does. All three are built for the
-size, since timm's takes no other. Their outputs, and in float32 their gradients, have to agree before anything is timed.
+Sizes are height x width in pixels and are padded to multiples of 16, as the detectors' data preprocessor does. All are built for the
+size, since timm's takes no other. Their outputs, and in float32 their gradients, have to agree before anything is timed. TimmEncoder runs
+timm's plain ViT, which has no relative position bias, and is left out with one.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from functools import partial
 
 from options import add_timing_options, size_of
 
-OURS, MMPRETRAIN, TIMM = 'CAEViT', 'BEiTViT', 'timm Beit'
+OURS, ADOPTED, MMPRETRAIN, TIMM = 'CAEViT', 'TimmEncoder', 'BEiTViT', 'timm Beit'
 MODES = ('inference', 'training')
 
 
@@ -122,7 +123,8 @@ def build_all(args, size):
     from mmcae.checkpoints import to_mmpretrain, to_timm
 
     torch.manual_seed(0)
-    models = {name: build(args, name, size) for name in (OURS, MMPRETRAIN, TIMM)}
+    names = (OURS, *([] if args.rel_pos_bias else [ADOPTED]), MMPRETRAIN, TIMM)
+    models = {name: build(args, name, size) for name in names}
     ours = models[OURS]
     with torch.no_grad():  # biases and bias tables start at zero, where a mistake would not show
         for parameter in ours.parameters():
@@ -131,7 +133,20 @@ def build_all(args, size):
     theirs = {key.removeprefix('backbone.'): value for key, value in to_mmpretrain(state).items()}
     load(models[MMPRETRAIN], theirs)
     load(models[TIMM], to_timm(state))
+    if ADOPTED in models:
+        load(models[ADOPTED].vit, plain_vit(to_timm(state)))
     return models
+
+
+def plain_vit(state):
+    """Weights of timm's Beit under the names of its VisionTransformer, in which keys have a bias."""
+    import torch
+
+    state = {key.replace('gamma_1', 'ls1.gamma').replace('gamma_2', 'ls2.gamma'): value for key, value in state.items()}
+    for key in [key for key in state if key.endswith('q_bias')]:
+        query, value = state.pop(key), state.pop(key.replace('q_bias', 'v_bias'))
+        state[key.replace('q_bias', 'qkv.bias')] = torch.cat((query, torch.zeros_like(query), value))
+    return state
 
 
 def load(model, state):
@@ -151,6 +166,11 @@ def build(args, name, size):
 
         sizes = dict(embed_dim=args.width, depth=args.depth, num_heads=heads)
         model = Beit(**common, **sizes, init_values=0.1, use_abs_pos_emb=True, num_classes=0, global_pool='token')
+    elif name == ADOPTED:
+        from mmcae.models import TimmEncoder
+
+        sizes = dict(embed_dim=args.width, depth=args.depth, num_heads=heads)
+        model = TimmEncoder('vit_base_patch16_224', img_size=padded(size), **sizes, init_values=0.1)
     else:
         from mmpretrain.models import BEiTViT
 
@@ -165,7 +185,10 @@ def build(args, name, size):
 
 
 def tokens_of(model, images):
-    return model.forward_features(images) if hasattr(model, 'forward_features') else model(images)[-1]
+    for whole in ('encode', 'forward_features'):
+        if hasattr(model, whole):
+            return getattr(model, whole)(images)
+    return model(images)[-1]
 
 
 def run(model, images, dtype, mode, keep=False):
@@ -195,7 +218,7 @@ def check(args, models, images):
         found[name] = dict(tokens=run(model, images, args.dtype, 'inference').float())
         if 'training' in args.modes:
             run(model, images[:1], args.dtype, 'training', keep=True)
-            blocks = model.layers if name == MMPRETRAIN else model.blocks
+            blocks = model.layers if name == MMPRETRAIN else model.vit.blocks if name == ADOPTED else model.blocks
             found[name]['gradient'] = blocks[0].attn.qkv.weight.grad
             model.zero_grad()
     for name, values in found.items():
