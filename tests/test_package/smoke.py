@@ -25,6 +25,7 @@ from mmengine.hub import get_config
 
 assert get_config('mmcae::cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py').model.type == 'mmcae.CAE'
 """
+SMALL = ('arch=tiny', 'embed_dims=192', 'image_size=32', 'batch_size=64', 'num_workers=0', 'max_epochs=1')
 SHORT = ('train_cfg.max_iters=2', 'default_hooks.logger.interval=1')
 
 
@@ -46,7 +47,7 @@ def main():
         'doctor': ('doctor',),
         'config of the hub': (PYTHON, '-c', HUB),
         **core(out),
-        **judge(out),
+        **rest(out),
         **(dense(out) if args.full else {}),
     }
     failed = [name for name, command in commands.items() if not run(name, command, out)]
@@ -74,9 +75,8 @@ def core(out):
     """What needs neither mmcv's operators nor mmdet and mmseg: names and commands of mmcae."""
     data, encoder = out / 'data', out / 'pretraining' / 'iter_2.pth'
     labelled, starting = f'data_root={data / "classification"}', f'model.backbone.init_cfg.checkpoint={encoder}'
-    small = ('arch=tiny', 'embed_dims=192', 'image_size=32', 'batch_size=64', 'num_workers=0', 'max_epochs=1')
     commands = {
-        'pretraining on a folder': train(out, 'folder', 'cae_vit-small_folder', f'data_root={data / "pretrain"}', *small),
+        'pretraining on a folder': train(out, 'folder', 'cae_vit-small_folder', f'data_root={data / "pretrain"}', *SMALL),
         'pretraining': train(out, 'pretraining', 'digits/cae_pixels_vit-digits', f'data_root={data / "pretrain"}', *SHORT),
         'kNN': (
             *('test', 'digits/knn_vit-digits', encoder, '--work-dir', out / 'knn', labelled),
@@ -91,7 +91,7 @@ def core(out):
             *('reconstruct', 'digits/cae_pixels_vit-digits', encoder, data / 'classification/test/3/0.png'),
             *('--out', out / 'reconstruction.png'),
         ),
-        'configs': ('configs', 'show', 'digits/knn_vit-digits'),
+        'configs show': ('configs', 'show', 'digits/knn_vit-digits'),
     }
     for layout in ('timm', 'mmpretrain'):
         commands[f'conversion to {layout}'] = ('convert', encoder, out / f'{layout}.safetensors', '--to', layout, '--force')
@@ -99,13 +99,24 @@ def core(out):
     return commands
 
 
-def judge(out):
-    """All of an encoder's protocols that are quick enough."""
-    labelled = f'data_root={out / "data/classification"}'
-    changes = ('test_cfg.bank_dataloader.dataset.labels=1.0', 'train_dataloader.dataset.labels=1.0', 'max_iters=2')
-    encoder, protocols = out / 'pretraining' / 'iter_2.pth', ('--protocols', 'knn', 'linear')
-    options = (labelled, f'knn:{changes[0]}', *(f'linear:{change}' for change in changes[1:]))
-    return {'evaluate': ('evaluate', encoder, '--config-family', 'digits', *protocols, '--out', out / 'judged', '--cfg-options', *options)}
+def rest(out):
+    """What a user does next: judge the encoder, look at it, write a report, take a config and pack images."""
+    data, encoder = out / 'data/classification', out / 'pretraining' / 'iter_2.pth'
+    labels, linear = 'dataset.labels=1.0', 'linear:train_dataloader.'
+    options = (f'data_root={data}', f'knn:test_cfg.bank_dataloader.{labels}', f'{linear}{labels}', 'linear:max_iters=2')
+    family = ('--config-family', 'digits', '--protocols', 'knn', 'linear')
+    return {
+        'evaluate': ('evaluate', encoder, *family, '--out', out / 'evaluated', '--cfg-options', *options),
+        'judge': ('judge', encoder, '--data', data / 'train', '--probes', 'knn', '--out', out / 'judged'),
+        'look': ('look', encoder, '--images', data / 'test/3/0.png', '--out', out / 'look.html'),
+        'report': ('report', out / 'pretraining', out / 'evaluated', '--out', out / 'report.html'),
+        'curves': ('curves', out / 'pretraining', '--out', out / 'curves.png'),
+        'configs list': ('configs', 'list'),
+        'configs copy': ('configs', 'copy', 'cae_vit-small_folder', out / 'mine.py', '--overwrite'),
+        'dry run': train(out, 'dry', out / 'mine.py', f'data_root={out / "data/pretrain"}', *SMALL, '--dry-run'),
+        'pack': ('pack', out / 'data/pretrain', out / 'packed'),
+        'embed of packed images': ('embed', encoder, out / 'packed', '--out', out / 'packed.npz', '--overwrite'),
+    }
 
 
 def dense(out):
