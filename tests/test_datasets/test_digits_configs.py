@@ -57,6 +57,16 @@ def test_pretraining_on_tiles_alone(load):
     assert torch.stack([sample.mask for sample in batch['data_samples']]).sum() == 10 * int(cfg.mask_ratio * 16)
 
 
+def test_second_stage_sees_scenes(repository, digit_scenes, monkeypatch):
+    monkeypatch.chdir(digit_scenes.parents[1])
+    init_default_scope('mmpretrain')
+    cfg = Config.fromfile(repository / 'configs/digits/cae_scenes_vit-digits.py')
+    batch = next(iter(loader_of(cfg, 'train', batch_size=5)))
+    assert [tuple(view.shape) for view in batch['inputs']] == [(5, 3, 96, 96)] * 2
+    assert torch.stack([sample.mask for sample in batch['data_samples']]).sum() == 5 * int(cfg.mask_ratio * 144)
+    assert cfg.param_scheduler[0].end == cfg.train_cfg.max_iters == cfg.default_hooks.checkpoint.interval == 400
+
+
 def test_imagenet_pipeline_is_the_papers(repository, tmp_path):
     """On a stand-in in ImageNet's layout: 224 and 112, one box, 98 of 196 masked in blocks, both normalisations."""
     init_default_scope('mmpretrain')
