@@ -17,6 +17,7 @@ MODELS = parent.Registry('model', parent=parent.MODELS, scope='mmcae', locations
 MODEL_WRAPPERS = parent.Registry('model_wrapper', parent=parent.MODEL_WRAPPERS, scope='mmcae', locations=['mmcae.engine'])
 DATASETS = parent.Registry('dataset', parent=parent.DATASETS, scope='mmcae', locations=['mmcae.datasets'])
 DATA_SAMPLERS = parent.Registry('data sampler', parent=parent.DATA_SAMPLERS, scope='mmcae', locations=['mmcae.datasets'])
+FUNCTIONS = parent.Registry('function', parent=parent.FUNCTIONS, scope='mmcae', locations=['mmcae.datasets'])
 TRANSFORMS = parent.Registry('transform', parent=parent.TRANSFORMS, scope='mmcae', locations=['mmcae.datasets.transforms'])
 HOOKS = parent.Registry('hook', parent=parent.HOOKS, scope='mmcae', locations=['mmcae.engine'])
 CHECKS = parent.Registry('check', scope='mmcae', locations=['mmcae.engine.checks'])

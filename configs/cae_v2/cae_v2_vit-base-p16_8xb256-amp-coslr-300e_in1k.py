@@ -20,12 +20,13 @@ default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=-1))
 
 # ---- possibly changed
 crop_scale = (0.4, 1.0)
+jitter_backend = 'device' if _base_.resize_backend == 'device' else 'pillow'
 
 # ---- rarely changed
 model = dict(target_generator=_base_.target_generator)
 train_pipeline = [
     dict(type='mmcae.LoadImage'),
-    dict(type='mmcae.ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4),
+    dict(type='mmcae.ColorJitter', brightness=0.4, contrast=0.4, saturation=0.4, backend=jitter_backend),
     dict(type='RandomFlip', prob=0.5),
     dict(type='mmcae.TwoViewCrop', size=224, scale=crop_scale, backend=_base_.resize_backend),  # one view: the teacher reads it too
     dict(type='mmcae.BlockMaskGenerator', grid=14, num_masked=num_masked),

@@ -47,7 +47,7 @@ train_pipeline = [
         second_size=_base_.token_size and 14 * _base_.token_size,  # for 14x14 patches; None without a second view
         scale=crop_scale,
         second_interpolation=_base_.second_interpolation,
-        backend='torch',  # faster than 'pillow', which differs by rounding
+        backend='torch',  # or 'device', 'pillow': they differ by rounding; docs/loading.md
     ),
     dict(type='mmcae.BlockMaskGenerator', grid=14, num_masked=98),
     dict(type='PackInputs'),
@@ -59,7 +59,7 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmcae.collate_views'),
     dataset=dict(type='mmcae.ImageFolder', data_root=data_root, pipeline=train_pipeline),
 )
 train_cfg = dict(max_epochs=max_epochs)

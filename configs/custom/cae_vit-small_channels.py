@@ -45,7 +45,7 @@ train_pipeline = [
         scale=crop_scale,
         ratio=(proportion * 3 / 4, proportion * 4 / 3),
         second_interpolation=_base_.second_interpolation,
-        backend='torch',  # faster than 'pillow', which differs by rounding
+        backend='torch',  # or 'device', 'pillow': they differ by rounding; docs/loading.md
     ),
     dict(type='mmcae.BlockMaskGenerator', grid=grid, num_masked=int(mask_ratio * grid[0] * grid[1])),
     dict(type='PackInputs'),
@@ -57,7 +57,7 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmcae.collate_views'),
     dataset=dict(type='mmcae.ImageFolder', data_root=data_root, pipeline=train_pipeline),
 )
 train_cfg = dict(max_epochs=max_epochs)

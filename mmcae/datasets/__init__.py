@@ -3,6 +3,7 @@
 from ..registry import DATASETS, register_lazily
 from . import transforms
 from .check_data import check_data
+from .crops import collate_views
 from .source_batch_sampler import SourceBatchSampler
 from .sources.bad_files import ReplaceBadFiles
 from .sources.image_backend import read_images_alike
@@ -18,6 +19,7 @@ __all__ = [
     'ReplaceBadFiles',
     'SourceBatchSampler',
     'check_data',
+    'collate_views',
     'label_subset',
     'read_images_alike',
     'transforms',

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 import torch
 from mmengine.model import BaseDataPreprocessor
 
+from ..datasets.crops import is_crop
 from ..registry import MODELS
 from ..utils.errors import ConfigError
+from .device_views import make_views
 
 
 @MODELS.register_module()
 class ViewPreprocessor(BaseDataPreprocessor):
     """Move views to the device and normalise them; masks and other data samples stay where they are.
 
-    Takes what a dataloader gives: `inputs`, a batch (B, C, H, W) of one view or a list of one or two, of uint8 or float pixels in [0, 255].
+    Takes what a dataloader gives: `inputs`, a batch (B, C, H, W) of one view or a list of one or two, of uint8 or float pixels in [0, 255];
+    or crops of which the views are made here (`TwoViewCrop(backend='device')`, see :mod:`mmcae.datasets.crops`).
     Gives a list of float32 batches. Data samples are left on the CPU: a mask there tells its number of patches without a wait for the GPU,
     and the indices made of all masks travel in one copy.
 
@@ -52,7 +55,10 @@ class ViewPreprocessor(BaseDataPreprocessor):
     def forward(self, data: dict, training: bool = False) -> dict:
         """`dict(inputs=..., data_samples=...)` as a dataloader gives it -> the same with normalised views."""
         inputs = data['inputs']
-        views = self.cast_data([inputs] if isinstance(inputs, torch.Tensor) else list(inputs))
+        if is_crop(inputs):
+            views = make_views(*inputs, self.mean.device, self._non_blocking)
+        else:
+            views = self.cast_data([inputs] if isinstance(inputs, torch.Tensor) else list(inputs))
         constants = ((self.mean, self.std), (self.second_mean, self.second_std))
         views = [view.flip(1) if self.to_rgb else view for view in views]
         normalised = [(view.float() - mean) / std for view, (mean, std) in zip(views, constants, strict=False)]

@@ -100,6 +100,9 @@ def test_augmentation():
     assert list(steps) == [
         'mmcae.LoadImage', 'mmcae.ColorJitter', 'RandomFlip', 'mmcae.TwoViewCrop', 'mmcae.BlockMaskGenerator', 'PackInputs',
     ]  # fmt: skip
+    assert steps['mmcae.ColorJitter'].backend == 'pillow'
+    on_device = load_config(CONFIGS / f'cae_v2/{IN1K.format("base")}.py', ['resize_backend=device']).train_dataloader.dataset.pipeline
+    assert on_device[1].backend == on_device[3].backend == 'device'
     assert steps['mmcae.TwoViewCrop'].scale == (0.4, 1.0) and steps['mmcae.BlockMaskGenerator'].get('min_block', 16) == 16
 
 

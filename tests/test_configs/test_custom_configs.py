@@ -168,9 +168,11 @@ def test_from_a_released_encoder_alone(released, tiny, tmp_path):
     assert (after['decoder.head.bias'] == 0).all()
 
 
-@pytest.mark.parametrize('changes', [(), ('complementary=True', 'num_masked=98', "supervise=['visible','masked']")])
+@pytest.mark.parametrize(
+    'changes', [(), ('resize_backend=device', 'complementary=True', 'num_masked=98', "supervise=['visible','masked']")]
+)
 def test_cae_v2_with_a_teacher_file(repository, image_folder, run_tool, tmp_path, changes):
-    """The teacher is an encoder of our own, which its checkpoint describes; then with complementary masks."""
+    """The teacher is an encoder of our own, which its checkpoint describes; then with complementary masks, and views made by the device."""
     teacher = CAEViT(arch=dict(embed_dims=20, num_layers=1, num_heads=2), img_size=224)
     torch.save(dict(state_dict=teacher.state_dict(), meta=dict(encoder=teacher.spec.to_dict())), tmp_path / 'teacher.pth')
     config = tmp_path / 'config.py'

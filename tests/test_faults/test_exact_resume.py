@@ -66,8 +66,12 @@ def test_iterations(start, variant, stopping, read, differences, tmp_path, sampl
     Resumed once, and stopped and resumed again: both get the same.
     """
     text = ITERATIONS.replace('{sampler}', sampler)
-    config, once, twice = variant(text), tmp_path / 'once', tmp_path / 'twice'
+    once, twice = tmp_path / 'once', tmp_path / 'twice'
     settings = dict(options=['default_hooks.checkpoint.by_epoch=False', 'default_hooks.checkpoint.interval=16'])
+    if sampler == 'DefaultSampler':  # and with views that the device makes
+        text += "train_dataloader['collate_fn'] = dict(type='mmcae.collate_views')\n"
+        settings['options'] += ['train_dataloader.dataset.pipeline.2.backend=device']
+    config = variant(text)
     assert ended(start(config=stopping(5, signal.SIGINT, text=text), work_dir=once, **settings)) == [130]
     (saved,) = once.glob('recovery_*')
     assert saved.name == 'recovery_6.pth'  # after an update: a checkpoint holds no gradients

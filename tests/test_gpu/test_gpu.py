@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mmcae.apis.fake_training import make_batch
+from mmcae.datasets.crops import CropRow
+from mmcae.models.device_views import make_views
 from mmcae.registry import MODELS, OPTIM_WRAPPERS
 from mmcae.utils.configs.loading import load_config
 
@@ -87,3 +89,15 @@ def test_roi_align():
     features, boxes = torch.rand(1, 4, 16, 16), torch.tensor([[0.0, 1.5, 2.5, 9.0, 11.0]])
     layer = ops.RoIAlign(7, spatial_scale=0.5)
     torch.testing.assert_close(layer(features.to(DEVICE), boxes.to(DEVICE)).cpu(), layer(features, boxes), rtol=1e-4, atol=1e-5)
+
+
+def test_views_made_on_the_device_are_those_of_the_cpu():
+    """Crops of several sizes, resized, mirrored and changed in colour; TF32, which training allows, rounds less than a level."""
+    shapes, generator = [(40, 60), (75, 33), (200, 224)], torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (sum(3 * h * w for h, w in shapes),), dtype=torch.uint8, generator=generator)
+    colours = dict(grey=120.0, jitter_1=3, factor_1=0.7, jitter_2=1, factor_2=1.3, jitter_3=2, factor_3=0.8)
+    rows = [CropRow(h, w, 3, h > w, 64, 64, 1, 32, 48, 2, **colours) for h, w in shapes]
+    table = torch.stack([row.tensor() for row in rows])
+    for ours, expected in zip(make_views(pixels, table, DEVICE), make_views(pixels, table, 'cpu'), strict=True):
+        difference = (ours.cpu() - expected).abs()
+        assert difference.max() < 3 and difference.mean() < 0.2

@@ -90,7 +90,7 @@ def test_dataloader(run_tool, tmp_path):
     code, output = run_tool('tools/benchmarks/dataloader.py', *arguments)
     assert code == 0, output
     written, rows = rows_of(output, tmp_path / 'loading.json')
-    names = ['mmpretrain', 'mmcae', 'mmcae, resized by PIL', 'mmcae, reduced', 'mmcae, packed']
+    names = ['mmpretrain', 'mmcae', 'mmcae, resized by PIL', 'mmcae, views on the device', 'mmcae, reduced', 'mmcae, packed']
     assert [(row['files'], row['pipeline']) for row in rows] == [(size, name) for size in ('80x60', '1000x960') for name in names]
     parts = ('decode', 'flip', 'crop', 'mask', 'pack')
     assert all(row[f'{part} ms'] > 0 for row in rows for part in parts) and all(row['images / s and core'] > 0 for row in rows)

@@ -12,7 +12,9 @@ crop_scale = (0.08, 1.0)  # share of the image's area that a view shows
 reduced_decoding = False  # JPEGs far larger than a view are decoded no finer than it needs: faster, pixels differ a little
 
 # ---- possibly changed
-resize_backend = 'torch'  # 'pillow' for the very pixels of the authors' pipeline, at half the speed: they differ by rounding
+# 'device': views are made on the GPU, for more images per loader core. 'pillow': the very pixels of the authors' pipeline, at half the
+# speed. They differ by rounding.
+resize_backend = 'torch'
 num_masked = (image_size // patch_size) ** 2 // 2
 crop = dict(type='mmcae.TwoViewCrop', size=image_size, second_size=image_size, scale=crop_scale, backend=resize_backend)
 loading = dict(type='mmcae.LoadImage', crop=crop if reduced_decoding else None)
@@ -43,6 +45,6 @@ train_dataloader = dict(
     pin_memory=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
     drop_last=True,
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='mmcae.collate_views'),
     dataset=dict(type='mmcae.ImageFolder', data_root=data_root, ann_file=ann_file, pipeline=train_pipeline),
 )

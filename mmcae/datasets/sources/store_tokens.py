@@ -50,6 +50,8 @@ class RandomViews(Dataset):
         if not last or strange or getattr(steps[0], 'crop', None):
             culprit = strange[0] if strange else 'LoadImage with reduced_decoding' if last else 'no TwoViewCrop'
             raise ConfigError(f'Stored views repeat {", ".join(REPEATABLE)} and nothing else, but the pipeline has {culprit}')
+        if steps[last].backend == 'device':
+            raise ConfigError("Stored views are made by loader workers: set resize_backend (TwoViewCrop's backend) to 'torch' or 'pillow'")
         self.draw = steps[1 : last + 1]
         dataset.pipeline = Compose(steps[:1])
         dataset.test_mode = True  # in which an unreadable file is an error, not another image

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ...registry import TRANSFORMS
 from ...utils.errors import ConfigError
+from ..crops import FILTERS, CropRow
 
 
 @TRANSFORMS.register_module()
@@ -40,7 +41,10 @@ class TwoViewCrop(BaseTransform):
         second_interpolation (str): The same for the tokenizer's view. Defaults to 'lanczos'.
         backend (str): 'pillow', or 'torch' for the same filters in less time where torch has them: 'bilinear', 'bicubic' and, from
             version 2.13 on, 'lanczos'; PIL does the others. Values differ by one level of 255 where they are rounded in another order, and
-            by more, at most 25, in fewer than one of a thousand, next to clipped white or black. Defaults to 'pillow'.
+            by more, at most 25, in fewer than one of a thousand, next to clipped white or black. With 'device' the crop is handed over as
+            it is, and the data preprocessor makes the views of the whole batch on its device, by 'bilinear', 'bicubic' or 'lanczos'; needs
+            ``collate_fn=dict(type='mmcae.collate_views')`` and :class:`mmcae.ViewPreprocessor`. ``img`` becomes the crop's pixels and a
+            :class:`~mmcae.datasets.crops.CropRow` then. Defaults to 'pillow'.
 
     Raises:
         ConfigError: A size is not positive, a range is empty or out of bounds, or an interpolation has no such name.
@@ -69,32 +73,55 @@ class TwoViewCrop(BaseTransform):
         self.interpolation = interpolation
         self.second_interpolation = second_interpolation
         self.backend = backend
-        self._filters = (find_filter(interpolation, backend), find_filter(second_interpolation, backend))
+        self._filters = (find_filter(interpolation, backend, True), find_filter(second_interpolation, backend, True))
 
     def transform(self, results):
+        if self.backend == 'device':
+            results['img'] = self.hand_over(results)
+            results['img_shape'] = self.size
+            return results
+        if 'jitter' in results:
+            raise ConfigError("ColorJitter(backend='device') needs TwoViewCrop(backend='device') (resize_backend=device in the recipes)")
         crop, box = self.cut(results)
         views = zip(self.sizes, self._filters, strict=False)
         results['img'] = [resize(crop, size, resample, box) for size, resample in views]
         results['img_shape'] = self.size
         return results
 
+    def hand_over(self, results):
+        """The pixels of the crop and what the device is to make of them."""
+        part, box = self.cut(results, copy=False)
+        part = whole_pixels(part, box)
+        mirrored = part.strides[1] < 0
+        if mirrored:  # a view of the image as it was before
+            part = part[:, ::-1]
+        sizes, (first, second) = self.sizes, self._filters
+        row = CropRow(*part.shape, int(mirrored), *sizes[0], first, *((*sizes[1], second) if len(sizes) > 1 else ()))
+        for name, value in results.get('jitter', {}).items():
+            setattr(row, name, value)
+        return [np.ascontiguousarray(part).reshape(-1), row.tensor()]
+
     @property
     def sizes(self):
         """(height, width) of each view."""
         return (self.size,) if self.second_size is None else (self.size, self.second_size)
 
-    def cut(self, results):
-        """The part of the image that holds a box drawn for it, and the box within that as PIL takes it; None where it is all."""
+    def cut(self, results, copy=True):
+        """The part of the image that holds a box drawn for it, and the box within that as PIL takes it; None where it is all.
+
+        The part is an array without gaps, or with `copy=False` a view of the image.
+        """
+        finish = contiguous if copy else np.asarray
         image, drawn = results['img'], results.pop('drawn_box', None)
         if drawn:
             if 'crop_scale' in results:
                 raise ConfigError('MicronScale must come before the box is drawn: leave out crop of LoadImage')
             results['crop_box'] = drawn.box
             part, within = drawn.cut(image, results.get('flip_direction'), self.sizes)
-            return contiguous(part), within
+            return finish(part), within
         given = dict(scale=results['crop_scale']) if 'crop_scale' in results else {}
         top, left, height, width = results['crop_box'] = self.sample_box(*image.shape[:2], **given)
-        return contiguous(image[top : top + height, left : left + width]), None
+        return finish(image[top : top + height, left : left + width]), None
 
     def sample_box(self, height, width, scale=None):
         """Draw a box inside an image of the given size, in pixels.
@@ -145,6 +172,7 @@ class OneViewCrop(TwoViewCrop):
     """
 
     def __init__(self, size, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation='lanczos', backend='pillow'):
+        find_filter(interpolation, backend)  # there is no 'device' for one view
         super().__init__(size, size, scale, ratio, interpolation, interpolation, backend)
 
     def transform(self, results):
@@ -191,12 +219,16 @@ def contiguous(image):
 
 
 def _resize_by_torch(image, size, mode, box):
-    if box:
-        left, top, right, bottom = (round(edge) for edge in box)
-        image = image[top:bottom, left:right]
+    image = whole_pixels(image, box)
     image = torch.from_numpy(np.require(contiguous(image), requirements='W'))  # torch takes no array that is read-only
     resized = F.interpolate(image.permute(2, 0, 1)[None], size, mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
     return resized if resized.dtype == np.uint8 else resized.clip(0, 255)
+
+
+def whole_pixels(image, box):
+    """The part of an image in a box as PIL takes it, its edges rounded; all of it for None."""
+    left, top, right, bottom = (round(edge) for edge in box or (0, 0, image.shape[1], image.shape[0]))
+    return image[top:bottom, left:right]
 
 
 def height_width(size, name):
@@ -211,14 +243,18 @@ def height_width(size, name):
     return height, width
 
 
-def find_filter(name, backend):
-    """What :func:`resize` takes for the filter of a name, in a backend of :class:`TwoViewCrop`.
+def find_filter(name, backend, on_device=False):
+    """What :func:`resize` takes for the filter of a name, in a backend of :class:`TwoViewCrop`; for 'device' its number in `FILTERS`.
 
     Raises:
         ConfigError: There is no filter or no backend of that name.
     """
+    if backend == 'device' and on_device:
+        if name not in FILTERS:
+            raise ConfigError(f"backend='device' has no interpolation {name!r}; choose from {', '.join(FILTERS)}")
+        return FILTERS.index(name)
     if backend not in ('pillow', 'torch'):
-        raise ConfigError(f"backend={backend!r} is neither 'pillow' nor 'torch'")
+        raise ConfigError(f"backend={backend!r} is neither 'pillow' nor 'torch'{', nor device' * on_device}")
     return _torch_filter(name) if backend == 'torch' else _pil_filter(name)
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
+from ...datasets.crops import collate_views, is_crop
+from ...models.device_views import make_views
 from ...registry import CHECKS
 from ...utils.wrappers import unwrapped
 from .base import Check
@@ -36,4 +38,7 @@ class SampleCheck(Check):
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
-        unwrapped(runner.model).check_sample(sample['inputs'], sample['data_samples'])
+        inputs = sample['inputs']
+        if is_crop(inputs):
+            inputs = [view[0] for view in make_views(*collate_views([sample])['inputs'], 'cpu')]
+        unwrapped(runner.model).check_sample(inputs, sample['data_samples'])

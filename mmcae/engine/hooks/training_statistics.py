@@ -139,14 +139,13 @@ class TrainingStatistics(Hook):
 @torch.no_grad()
 def statistics_of(model: MaskedImageModel, batch: dict, most: int) -> dict[str, float]:
     """The statistics of a model on the first images of a batch out of the data pipeline, see :class:`TrainingStatistics`."""
-    inputs, samples = batch['inputs'], batch['data_samples'][:most]
-    inputs = inputs[:most] if isinstance(inputs, Tensor) else [view[:most] for view in inputs]
+    samples = batch['data_samples'][:most]
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.compiler.set_stance('force_eager'):  # other shapes than the training's would be compiled
-            views = model.data_preprocessor(dict(inputs=inputs, data_samples=samples), False)['inputs']
-            images = (views if isinstance(views, Tensor) else views[0]).to(next(model.backbone.parameters()).dtype)
+            views = model.data_preprocessor(dict(batch), False)['inputs']
+            images = (views if isinstance(views, Tensor) else views[0])[:most].to(next(model.backbone.parameters()).dtype)
             return encoder_statistics(model.backbone, images) | alignment_statistics(model, images, samples)
     finally:
         for module, training in modes.items():
