@@ -14,6 +14,7 @@ from ..checkpoints.spec import SMALL, default_crop
 from ..registry import MODELS
 from ..utils.errors import ConfigError
 from ..utils.packaged import CONFIGS, SCOPE
+from .dense_settings import dense_settings
 
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader', 'test_cfg')
 CROPS = {'RandomResizedCrop': 'scale', 'MAERandomResizedCrop': 'size', 'CenterCrop': 'crop_size'}  # transform -> its argument of the size
@@ -35,11 +36,8 @@ def config_text(path: Path, base: Path, cfg: Config, spec: EncoderSpec, checkpoi
     Raises:
         ConfigError: The recipe cannot be for such images.
     """
-    return text_on(base, settings_for(cfg, spec, checkpoint, str(path)), title)
-
-
-def text_on(base: Path, settings: Mapping, title: str) -> str:
-    """The text of a config that builds on a packaged one; its settings are nested as in a config."""
+    settings_of = settings_for if cfg.default_scope == 'mmpretrain' else dense_settings
+    settings = settings_of(cfg, spec, checkpoint, str(path))
     lines = [f'# {title}', f"_base_ = ['{SCOPE}{base.relative_to(CONFIGS).as_posix()}']"]
     lines += [f'{name} = {pprint.pformat(value, width=120, sort_dicts=False)}' for name, value in settings.items()]
     return '\n'.join(lines) + '\n'

@@ -1,6 +1,7 @@
-"""Judge one encoder by all protocols: nearest neighbours, linear and attentive probing, fine-tuning. Prints and saves one table.
+"""Judge one encoder by several protocols: nearest neighbours, probing, fine-tuning, segmentation, detection. Prints and saves one table.
 
     mmcae evaluate work_dirs/cae_vit-digits/iter_1600.pth --config-family digits
+    mmcae evaluate work_dirs/cae_vit-digits/iter_1600.pth --config-family digits --protocols upernet mask_rcnn
     mmcae evaluate random --config-family digits --protocols knn linear
     mmcae evaluate checkpoints/cae_vit-base-p16_1600e.pth --config-family imagenet --gpus 8
 
@@ -22,7 +23,7 @@ def add_arguments(parser):
         'checkpoint', help="with an encoder in any known layout, or a folder of Hugging Face's; 'random' for one with random weights"
     )
     parser.add_argument('--config-family', choices=FAMILIES, required=True, help='which configs')
-    parser.add_argument('--protocols', nargs='+', metavar='NAME', help='only these (default: all of the family)')
+    parser.add_argument('--protocols', nargs='+', metavar='NAME', help='only these (default: all that classify)')
     parser.add_argument('--out', type=Path, help='where results go (default: work_dirs/evaluation/NAME_OF_THE_CHECKPOINT)')
     parser.add_argument('--num-heads', type=int, help='of the encoder, where its file does not tell')
     parser.add_argument('--seed', type=int, default=0, help='of training, and of random weights (default: %(default)s)')

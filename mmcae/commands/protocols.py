@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from .. import compat
 from ..apis import load_encoder
 from ..checkpoints import EncoderSpec, metadata, write_state_dict
 from ..registry import MODELS
@@ -26,6 +27,32 @@ FEW = 'train_dataloader.dataset.labels'
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A figure of a test.
+
+    Args:
+        name: In results.json.
+        key: In metrics.json.
+        title: Of its column.
+        perfect: The value of a perfect model in metrics.json.
+    """
+
+    name: str
+    key: str
+    title: str
+    perfect: float = 100.0
+
+
+def accuracy(prefix: str = '') -> tuple[Metric, ...]:
+    """What classification is judged by."""
+    return Metric('top1', f'{prefix}accuracy/top1', 'top-1'), Metric('top5', f'{prefix}accuracy/top5', 'top-5')
+
+
+SEGMENTATION = (Metric('mIoU', 'mIoU', 'mIoU'), Metric('aAcc', 'aAcc', 'pixel accuracy'))
+DETECTION = (Metric('box_mAP', 'coco/bbox_mAP', 'box mAP', 1.0), Metric('segm_mAP', 'coco/segm_mAP', 'mask mAP', 1.0))
+
+
+@dataclass(frozen=True)
 class Protocol:
     """One way to judge an encoder: train on it (or not), then test.
 
@@ -35,7 +62,8 @@ class Protocol:
         config: Below configs/.
         options: Changes of the config, as key=value.
         trained: Whether something is trained before the test.
-        metric: The name of top-1 in metrics.json; top-5 is beside it.
+        metrics: The main one, and others that are shown beside it.
+        library: The import name of an optional library that it needs. Such protocols are run only when they are named.
     """
 
     name: str
@@ -43,20 +71,24 @@ class Protocol:
     config: str
     options: tuple[str, ...] = ()
     trained: bool = True
-    metric: str = 'accuracy/top1'
+    metrics: tuple[Metric, ...] = accuracy()
+    library: str = ''
 
 
 def small(data: str) -> tuple[Protocol, ...]:
     """The protocols on the digits or on Fashion-MNIST."""
-    knn, linear, attentive, finetune = (f'{data}/{name}_vit-{data}.py' for name in ('knn', 'linear', 'attentive', 'finetune'))
+    names = ('knn', 'linear', 'attentive', 'finetune', 'upernet', 'mask_rcnn')
+    knn, linear, attentive, finetune, upernet, mask_rcnn = (f'{data}/{name}_vit-{data}.py' for name in names)
     return (
-        Protocol('knn', 'kNN, k = 10, 2,000 labels', knn, trained=False, metric='k10/accuracy/top1'),
+        Protocol('knn', 'kNN, k = 10, 2,000 labels', knn, trained=False, metrics=accuracy('k10/')),
         Protocol('linear_500', 'linear probe, 500 labels', linear, (f'{FEW}=500',)),
         Protocol('linear', 'linear probe, 2,000 labels', linear),
         Protocol('attentive_500', 'attentive probe, 500 labels', attentive, (f'{FEW}=500',)),
         Protocol('attentive', 'attentive probe, 2,000 labels', attentive),
         Protocol('finetune_100', 'fine-tuning, 100 labels', finetune, (f'{FEW}=100',)),
         Protocol('finetune_500', 'fine-tuning, 500 labels', finetune, (f'{FEW}=500',)),
+        Protocol('upernet', 'UperNet', upernet, metrics=SEGMENTATION, library='mmseg'),
+        Protocol('mask_rcnn', 'Mask R-CNN', mask_rcnn, metrics=DETECTION, library='mmdet'),
     )
 
 
@@ -66,7 +98,7 @@ DIGITS, FASHION = small('digits'), small('fashion')
 def imagenet(size: str, finetune: str) -> tuple[Protocol, ...]:
     """The protocols of section 4.2 of the paper for one size of the encoder, and kNN."""
     return (
-        Protocol('knn', 'kNN, k = 20', f'knn/knn_vit-{size}-p16_cae_in1k.py', trained=False, metric='k20/accuracy/top1'),
+        Protocol('knn', 'kNN, k = 20', f'knn/knn_vit-{size}-p16_cae_in1k.py', trained=False, metrics=accuracy('k20/')),
         Protocol('linear', 'linear probe', f'linear_probe/linear_vit-{size}-p16_cae_32xb512-amp-90e_in1k.py'),
         Protocol('attentive', 'attentive probe', f'attentive_probe/attentive_vit-{size}-p16_cae_32xb256-amp-90e_in1k.py'),
         Protocol('finetune', 'fine-tuning', f'finetune/{finetune}'),
@@ -118,16 +150,20 @@ def build_backbone(config: Path) -> torch.nn.Module:
 
 
 def choose(protocols: Sequence[Protocol], names: Sequence[str] | None) -> list[Protocol]:
-    """Those of the given names, all where there are none.
+    """Those of the given names; where there are none, all that need no optional library.
 
     Raises:
         ConfigError: There is no protocol of such a name.
+        DependencyError: A protocol needs a library that is not installed.
     """
     known = [protocol.name for protocol in protocols]
     for name in names or ():
         if name not in known:
             raise ConfigError(f'There is no protocol {name!r} here{nearest(name, known)}; there are {", ".join(known)}')
-    return [protocol for protocol in protocols if not names or protocol.name in names]
+    chosen = [protocol for protocol in protocols if (protocol.name in names if names else not protocol.library)]
+    for library in {protocol.library for protocol in chosen} - {''}:
+        compat.require(library)
+    return chosen
 
 
 def split_options(options: Sequence[str], protocols: Sequence[Protocol]) -> dict[str, tuple[str, ...]]:
@@ -247,25 +283,25 @@ def mmcae(name: str, processes: int, *arguments) -> tuple[str, ...]:
 
 
 def read_figures(out: Path, protocols: Sequence[Protocol]) -> dict[str, dict[str, float]]:
-    """`{protocol: {'top1', 'top5'}}` as fractions, for all protocols whose test has been run."""
+    """`{protocol: {metric: fraction}}`, the main metric first, for all protocols whose test has been run."""
     figures = {}
     for protocol in protocols:
         path = out / protocol.name / 'test' / 'metrics.json'
         if path.exists():
             metrics = json.loads(path.read_text())
             figures[protocol.name] = {
-                name: round(metrics[protocol.metric.replace('top1', name)] / 100, 6)
-                for name in ('top1', 'top5')
-                if protocol.metric.replace('top1', name) in metrics
+                metric.name: round(metrics[metric.key] / metric.perfect, 6) for metric in protocol.metrics if metric.key in metrics
             }
     return figures
 
 
 def table(figures: Mapping[str, Mapping[str, float]], protocols: Sequence[Protocol]) -> str:
-    """The figures as a table in Markdown, in per cent."""
-    lines = ['| protocol | top-1 | top-5 |', '|---|---|---|']
+    """The figures as a table in Markdown, in per cent, with a column for each metric that one of the protocols has."""
+    protocols = [protocol for protocol in protocols if protocol.name in figures]
+    columns = dict.fromkeys((metric.name, metric.title) for protocol in protocols for metric in protocol.metrics)
+    lines = ['| protocol | ' + ' | '.join(title for _, title in columns) + ' |', '|---' * (1 + len(columns)) + '|']
     for protocol in protocols:
-        if protocol.name in figures:
-            cells = [f'{100 * figures[protocol.name][name]:.1f}' if name in figures[protocol.name] else '-' for name in ('top1', 'top5')]
-            lines.append(f'| {protocol.title} | {cells[0]} | {cells[1]} |')
+        found = figures[protocol.name]
+        cells = [f'{100 * found[name]:.1f}' if name in found else '-' for name, _ in columns]
+        lines.append(f'| {protocol.title} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)

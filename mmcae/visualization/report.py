@@ -94,11 +94,12 @@ def judged_tables(folder: Path) -> list[tuple[str, list[list[str]]]]:
     for path in sorted(folder.rglob('results.json')):
         content = parse_json(read_text(path), str(path))
         if isinstance(content, dict) and isinstance(content.get('protocols'), dict):
+            scores = content['protocols']
+            metrics = list(dict.fromkeys(metric for found in scores.values() for metric in found))
             rows = [
-                [name, *(f'{100 * scores[key]:.1f}' if key in scores else '' for key in ('top1', 'top5'))]
-                for name, scores in content['protocols'].items()
+                [name, *(f'{100 * found[metric]:.1f}' if metric in found else '' for metric in metrics)] for name, found in scores.items()
             ]
-            tables.append((f'{content.get("checkpoint")}: protocols, in per cent.', [['protocol', 'top-1', 'top-5'], *rows]))
+            tables.append((f'{content.get("checkpoint")}: protocols, in per cent.', [['protocol', *metrics], *rows]))
     return tables
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 from PIL import Image
 
 from mmcae import compat
-from mmcae.apis import View
+from mmcae.apis import View, load_encoder
 from mmcae.checkpoints import ViewSpec, load_encoder_weights, metadata, write_state_dict
 from mmcae.commands import protocols as core
 from mmcae.models import CAEViT, TimmEncoder
@@ -41,9 +42,9 @@ def encoder(request, tmp_path):
     return str(tmp_path / 'encoder.pth'), spec
 
 
-def configs(family, checkpoint, spec, tmp_path):
+def configs(family, checkpoint, spec, tmp_path, names=None):
     """The loaded configs by protocol."""
-    protocols = core.protocols_for(family, spec)
+    protocols = core.choose(core.protocols_for(family, spec), names)
     paths = core.write_configs(tmp_path, protocols, spec, checkpoint)
     return {protocol.name: (load_config(paths[protocol.name]), load_config(find_config(protocol.config))) for protocol in protocols}
 
@@ -84,6 +85,31 @@ def test_models_take_the_weights(family, encoder, tmp_path):
             assert list(cfg.data_preprocessor.mean) == list(spec.view.mean) and list(cfg.data_preprocessor.std) == list(spec.view.std)
 
 
+def test_segmentation_and_detection_on_small_scenes(encoder, tmp_path):
+    """Models of the encoder's width and patches, with its weights, that read a scene after padding."""
+    checkpoint, spec = encoder
+    patch = spec.patch_size[0]
+    for name, (cfg, _) in configs('digits', checkpoint, spec, tmp_path, ['upernet', 'mask_rcnn']).items():
+        with DefaultScope.overwrite_default_scope(cfg.default_scope):
+            model = MODELS.build(cfg.model).eval()
+        model.backbone.init_weights()
+        reference = load_encoder(checkpoint).state_dict()
+        assert all(torch.equal(value, reference[key]) for key, value in model.backbone.state_dict().items()), name
+        preprocessor = cfg.model.data_preprocessor
+        side = preprocessor.size[0] if name == 'upernet' else preprocessor.pad_size_divisor * 2
+        maps = model.extract_feat(torch.zeros(1, 3, side, side))
+        strides = [side / one.shape[-1] for one in maps]
+        if name == 'upernet':
+            assert side >= 64 and side % (2 * patch) == 0 == preprocessor.test_cfg.size_divisor % (2 * patch)
+            assert strides == [patch / 2, patch / 2, patch, patch * 2]
+            assert model.decode_head(maps).shape[1] == 11
+        else:
+            assert strides == [stride[0] for stride in model.rpn_head.prior_generator.strides] == [patch / 2, patch, patch * 2]
+            assert model.roi_head.bbox_roi_extractor.featmap_strides == [patch / 2]
+        if spec.view:
+            assert list(preprocessor.mean) == list(spec.view.mean)
+
+
 @pytest.mark.parametrize('family', ['digits', 'imagenet'])
 def test_pipelines_show_the_view(family, encoder, tmp_path):
     checkpoint, spec = encoder
@@ -113,6 +139,8 @@ def test_grey_images(tmp_path):
     with pytest.raises(ConfigError, match='nothing tells how images of 1 channels are normalised'):
         configs('digits', 'grey.pth', model.spec, tmp_path)
     spec = model.spec.replaced(view=ViewSpec(mean=(127.5,), std=(60.0,), size=(32, 32)))
+    with pytest.raises(ConfigError, match='reads 1 channels'):
+        configs('digits', 'grey.pth', spec, tmp_path, ['upernet'])
     cfg, _ = configs('digits', 'grey.pth', spec, tmp_path)['linear']
     assert cfg.data_preprocessor.mean == [127.5] and not cfg.data_preprocessor.to_rgb
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)

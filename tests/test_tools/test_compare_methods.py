@@ -44,10 +44,10 @@ def test_equal_computation_kept_cells_and_one_table(run_tool, workplace):
     written = json.loads((workplace / 'out/results_val.json').read_text())
     assert [(cell['method'], cell['seed']) for cell in written['cells']] == [('half', 3), ('mae', 3)]
     for cell in written['cells']:
-        assert 0 <= cell['top1']['knn'] <= 1 and cell['seconds'] > 0
+        assert 0 <= cell['figures']['knn']['top1'] <= 1 and cell['seconds'] > 0
         assert cell['steps'] == max(1, round(0.7e9 / cell['multiply_adds_of_a_step']))
         metrics = json.loads((workplace / f'out/cells/digits/{cell["method"]}/seed3/protocols_val/knn/test/metrics.json').read_text())
-        assert cell['top1']['knn'] == pytest.approx(metrics['k10/accuracy/top1'] / 100)
+        assert cell['figures']['knn']['top1'] == pytest.approx(metrics['k10/accuracy/top1'] / 100)
     assert "experiment_name = 'digits3'" in next((workplace / 'out/cells/digits/half/seed3/pretrain').glob('*.py')).read_text()
     assert written['cells'][0]['multiply_adds_of_a_step'] != written['cells'][1]['multiply_adds_of_a_step']
     lines = (workplace / 'out/results_val.md').read_text().splitlines()
@@ -63,16 +63,20 @@ def test_options_of_one_training(module):
 
 def test_table(module):
     tops = dict(a=(0.5, 0.6, 0.7), b=(0.52, 0.66, 0.71))
+
+    def figures(top):
+        return dict(knn=dict(top1=top, top5=1.0), mask_rcnn=dict(box_mAP=top / 2, segm_mAP=0.1))
+
     results = [
-        dict(data='digits', method=method, seed=seed, steps=1234, multiply_adds_of_a_step=2.5e9, seconds=90, top1=dict(knn=top))
+        dict(data='digits', method=method, seed=seed, steps=1234, multiply_adds_of_a_step=2.5e9, seconds=90, figures=figures(top))
         for method, values in tops.items()
         for seed, top in enumerate(values)
     ]
-    args = Namespace(data=['digits'], recipes=dict(a='a', b='b'), against='a', protocols=['knn'], split='val', seeds=[0, 1, 2])
+    args = Namespace(data=['digits'], recipes=dict(a='a', b='b'), against='a', protocols=['knn', 'mask_rcnn'], split='val', seeds=[0, 1, 2])
     text = module.table(results, args)
     p = ttest_rel(tops['b'], tops['a']).pvalue
-    assert '| digits | a | 2.50 | 1,234 | 1.5 | 60.0 ± 10.0 |' in text
-    assert f'| digits | b | 2.50 | 1,234 | 1.5 | 63.0 ± 9.8 (+3.0, p {p:.3f}) |' in text
+    assert '| digits | a | 2.50 | 1,234 | 1.5 | 60.0 ± 10.0 | 30.0 ± 5.0 |' in text and '| knn top1 | mask_rcnn box_mAP |' in text
+    assert f'| digits | b | 2.50 | 1,234 | 1.5 | 63.0 ± 9.8 (+3.0, p {p:.3f}) | 31.5 ± 4.9 (+1.5, p {p:.3f}) |' in text
 
 
 def test_differences_that_cannot_be_tested(module):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from mmcae.apis import load_encoder
 from mmcae.checkpoints import ViewSpec, metadata, write_state_dict
 from mmcae.commands import protocols as core
 from mmcae.models import CAEViT
-from mmcae.utils.errors import ConfigError
+from mmcae.utils.errors import ConfigError, DependencyError
 
 TOOL = 'tools/benchmarks/evaluate_encoder.py'
 PROTOCOLS = ('knn', 'linear', 'attentive', 'finetune_100')
@@ -93,11 +94,40 @@ def test_names_are_checked():
     digits = core.protocols_for('digits', None)
     with pytest.raises(ConfigError, match="no protocol 'linaer' here; did you mean 'linear'"):
         core.choose(digits, ['linaer'])
+    assert not {'upernet', 'mask_rcnn'} & {protocol.name for protocol in core.choose(digits, None)}
     chosen = core.choose(digits, ['linear', 'knn'])
     assert [protocol.name for protocol in chosen] == ['knn', 'linear']
     with pytest.raises(ConfigError, match="no protocol 'attentive' here"):
         core.split_options(['attentive:a.b=1'], chosen)
     assert core.split_options(['a=1', 'knn:b=x:y'], chosen) == {'knn': ('a=1', 'b=x:y'), 'linear': ('a=1',)}
+
+
+def test_a_protocol_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'mmseg', None)
+    digits = core.protocols_for('digits', None)
+    with pytest.raises(DependencyError, match='mmseg'):
+        core.choose(digits, ['upernet'])
+    assert core.choose(digits, ['knn'])
+
+
+def test_figures_of_segmentation_and_detection(tmp_path):
+    """Fractions whatever the unit of metrics.json, the main metric first, and a column for each."""
+    written = {
+        'knn': {'k10/accuracy/top1': 40.5, 'k10/accuracy/top5': 82.9, 'k20/accuracy/top1': 1.0},
+        'upernet': {'aAcc': 91.25, 'mIoU': 50.5, 'mAcc': 60.0},
+        'mask_rcnn': {'coco/segm_mAP': 0.25, 'coco/bbox_mAP': 0.375, 'coco/bbox_mAP_50': 0.9},
+    }
+    for name, metrics in written.items():
+        (tmp_path / name / 'test').mkdir(parents=True)
+        (tmp_path / name / 'test/metrics.json').write_text(json.dumps(metrics))
+    family = core.protocols_for('fashion', None)
+    figures = core.read_figures(tmp_path, family)
+    expected = dict(knn=dict(top1=0.405, top5=0.829), upernet=dict(mIoU=0.505, aAcc=0.9125), mask_rcnn=dict(box_mAP=0.375, segm_mAP=0.25))
+    assert figures == expected and [next(iter(found)) for found in figures.values()] == ['top1', 'mIoU', 'box_mAP']
+    lines = core.table(figures, family).splitlines()
+    assert lines[0] == '| protocol | top-1 | top-5 | mIoU | pixel accuracy | box mAP | mask mAP |'
+    assert '| Mask R-CNN | - | - | - | - | 37.5 | 25.0 |' in lines
+    assert core.table(dict(knn=figures['knn']), family).splitlines()[0] == '| protocol | top-1 | top-5 |'
 
 
 def test_the_recipe_is_that_of_the_nearest_size(tmp_path):

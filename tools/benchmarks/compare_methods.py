@@ -246,16 +246,24 @@ def folder_of(args, cell) -> Path:
 
 
 def result_of(args, cell, plan, record) -> dict:
-    """The numbers of a cell: fractions of 1 by protocol."""
+    """The numbers of a cell: fractions of 1 by protocol and metric, the main metric first."""
     figures = json.loads((folder_of(args, cell) / 'results.json').read_text())['protocols']
     _, steps, cost = plan
     facts = dict(data=cell.data, method=cell.method, seed=cell.seed, steps=steps, multiply_adds_of_a_step=cost, seconds=record['seconds'])
-    return facts | dict(top1={protocol: figures[protocol]['top1'] for protocol in args.protocols})
+    return facts | dict(figures={protocol: figures[protocol] for protocol in args.protocols})
 
 
 def table(results, args) -> str:
     """Means, standard deviations over the seeds, and of all but one method the lead over that one, with the p of a paired test."""
-    header = ['data', 'method', 'giga multiply-adds a step', 'steps', 'minutes', *args.protocols]
+    main = {protocol: next(iter(found)) for protocol, found in results[0]['figures'].items()}
+    header = [
+        'data',
+        'method',
+        'giga multiply-adds a step',
+        'steps',
+        'minutes',
+        *(f'{protocol} {main[protocol]}' for protocol in args.protocols),
+    ]
     lines = [header, ['---'] * len(header)]
     for data in args.data:
         for method in args.recipes:
@@ -263,12 +271,12 @@ def table(results, args) -> str:
             minutes = statistics.mean(cell['seconds'] for cell in own) / 60
             row = [data, method, f'{own[0]["multiply_adds_of_a_step"] / GIGA:.2f}', f'{own[0]["steps"]:,}', f'{minutes:.1f}']
             for protocol in args.protocols:
-                ours, theirs = ([100 * cell['top1'][protocol] for cell in cells] for cells in (own, other))
+                ours, theirs = ([100 * cell['figures'][protocol][main[protocol]] for cell in cells] for cells in (own, other))
                 row.append(summary(ours) + (difference(ours, theirs) if method != args.against else ''))
             lines.append(row)
     seeds = f'{len(args.seeds)} seed{"s" if len(args.seeds) > 1 else ""}'
     notes = (
-        f'Top-1 on {args.split} in per cent, mean and standard deviation over {seeds}; in brackets the lead over {args.against} and the '
+        f'Scores on {args.split} in per cent, mean and standard deviation over {seeds}; in brackets the lead over {args.against} and the '
     )
     notes += 'p of a paired t-test over the seeds. Minutes are those of the pretraining, with its start.'
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines) + f'\n\n{notes}'

@@ -29,11 +29,6 @@ LINEAR = 'digits/linear_vit-digits.py'
 PRETRAININGS = {'cae': 'digits/cae_vit-digits.py', 'cae_no_align': 'digits/cae_no-align_vit-digits.py', 'mae': 'digits/mae_vit-digits.py'}
 # What configs that start from an encoder have to know about it: mmpretrain's MAE has no layer scale.
 OPTIONS = {'mae': ('model.backbone.layer_scale_init_value=0',)}
-# Beyond the protocols of classification: name in the results -> name in metrics.json, and what the figure is divided by.
-DENSE = {
-    'mask_rcnn': {'box_mAP': ('coco/bbox_mAP', 1), 'segm_mAP': ('coco/segm_mAP', 1)},
-    'upernet': {'mIoU': ('mIoU', 100)},
-}
 
 
 def parse_args():
@@ -107,9 +102,10 @@ def collect(out, encoders, seeds):
         for encoder in encoders:
             for protocol in protocols():
                 metrics = json.loads((out / f'seed{seed}/{encoder}/{protocol.name}/test/metrics.json').read_text())
-                names = DENSE.get(protocol.name, {protocol.name: (protocol.metric, 100)})
-                for name, (key, scale) in names.items():
-                    figures.setdefault((encoder, name), []).append(metrics[key] / scale)
+                for metric in protocol.metrics:
+                    name = protocol.name if metric.name == 'top1' else metric.name
+                    if name in PROTOCOLS:
+                        figures.setdefault((encoder, name), []).append(metrics[metric.key] / metric.perfect)
     return figures
 
 
@@ -133,14 +129,11 @@ def plan(out, encoders, seeds):
 
 @functools.cache
 def protocols():
-    """How encoders are judged: detection, segmentation, and the part of tools/benchmarks/evaluate_encoder.py that the results show."""
-    from mmcae.commands.protocols import DIGITS, Protocol
+    """How encoders are judged: the protocols of `mmcae evaluate` that the results show, the longest first."""
+    from mmcae.commands.protocols import DIGITS
 
-    return [
-        Protocol('mask_rcnn', 'Mask R-CNN', 'digits/mask_rcnn_vit-digits.py'),
-        Protocol('upernet', 'UperNet', 'digits/upernet_vit-digits.py'),
-        *(protocol for protocol in DIGITS if protocol.name in PROTOCOLS),
-    ]
+    shown = [protocol for protocol in DIGITS if {protocol.name, *(metric.name for metric in protocol.metrics)} & PROTOCOLS.keys()]
+    return sorted(shown, key=lambda protocol: ('mask_rcnn', 'upernet', '').index(protocol.library and protocol.name))
 
 
 def judge(out, encoder, seed, suffix):
