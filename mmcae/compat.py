@@ -5,11 +5,13 @@ The only file that knows about either. Importing mmcae runs nothing of it: tools
 
 import atexit
 import importlib
+import pkgutil
 import re
 import sys
 import time
 import warnings
 from importlib import metadata
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from unittest import mock
 
@@ -121,6 +123,11 @@ def require(library):
     gap = library == 'mmcv' and _parse(MMCV_GAP[0]) <= version < _parse(MMCV_GAP[1])
     if version < _parse(lowest) or gap or (too_new and version >= _parse(too_new)):
         raise DependencyError(f'{library} {module.__version__} does not work here. Remedy: pip install "{_requirement(library)}"')
+    if library == 'mmengine' and not hasattr(pkgutil, 'find_loader') and not installed('onedl-mmengine'):
+        raise DependencyError(
+            f'mmengine {module.__version__} does not work on Python 3.14 and later, which have no pkgutil.find_loader. Remedy: an environment '
+            'of Python 3.10 to 3.13'
+        )
     if library in ('mmdet', 'mmseg'):
         require_operators(library)
     return module
@@ -143,6 +150,12 @@ def require_operators(library):
         raise DependencyError(f'{library} needs the compiled operators of mmcv, {reason}. Remedy: {how_to_install("mmcv._ext")}') from error
 
 
+def has_operators():
+    """Whether the compiled operators of mmcv are installed; mmcv is not imported for it, since that may fail."""
+    mmcv = find_spec('mmcv')
+    return mmcv is not None and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations) is not None
+
+
 def how_to_install(name):
     """The command that installs what is missing.
 
@@ -157,7 +170,7 @@ def how_to_install(name):
         if installed('onedl-mmcv'):
             return 'pip install --force-reinstall --no-deps --no-build-isolation onedl-mmcv'
         return f'python {TOOLS / "build_mmcv.py"}'
-    if library in ('mmdet', 'mmseg') and find_spec('mmcv') and not find_spec('mmcv._ext'):
+    if library in ('mmdet', 'mmseg') and find_spec('mmcv') and not has_operators():
         return f'pip install "mmcae[{EXTRAS[library]}]" && {how_to_install("mmcv._ext")}'
     if library in EXTRAS:
         return f'pip install "mmcae[{EXTRAS[library]}]"'

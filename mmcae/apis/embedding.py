@@ -251,18 +251,22 @@ class Work:
         )
         display, began, done, total = Display(), time.time(), 0, sum(ends[start] - start for start in todo)
         try:
-            made, bad, stream = [], [], iter(loader)
+            # One array for all pieces: small ones, kept between the large ones of the forward passes, would fragment the memory.
+            columns, stream = {}, iter(loader)
             for start in todo:
+                rows, bad = [], []
                 for _ in range(start, ends[start], self.batch_size):
-                    rows, images, problems = next(stream)
+                    good, images, problems = next(stream)
+                    for name, values in (self.forward(images) if good else {}).items():
+                        if name not in columns:
+                            columns[name] = np.empty((self.rows, *values.shape[1:]), self.dtype)
+                        columns[name][len(rows) : len(rows) + len(good)] = values
+                    rows += good
                     bad += problems
-                    if rows:
-                        made.append((rows, self.forward(images)))
-                    done += len(rows) + len(problems)
+                    done += len(good) + len(problems)
                     if rank == 0:
                         display.status(partial(status, done, total, time.time() - began))
-                self.save(folder / f'{start}.npz', made, bad)
-                made, bad = [], []
+                self.save(folder / f'{start}.npz', rows, columns, bad)
         finally:
             display.close()
 
@@ -279,14 +283,13 @@ class Work:
                 encoder.out_type = FEATURES[name]
                 output = encoder.output(x, grid, last=True)
                 found[name] = output[:, encoder.num_prefix_tokens :] if name == 'patch' else output
-        return {name: output.float().cpu().numpy().astype(self.dtype) for name, output in found.items()}
+        return {name: output.float().cpu().numpy() for name, output in found.items()}
 
-    def save(self, path: Path, made: list, bad: list):
-        """One piece: rows, features and bad files."""
-        columns = {name: np.concatenate([found[name] for _, found in made]) for name in self.features if made}
-        rows = np.array([row for rows, _ in made for row in rows], np.int64)
+    def save(self, path: Path, rows: list[int], columns: dict[str, np.ndarray], bad: list):
+        """One piece: rows, the features at the beginning of the columns, and bad files."""
+        features = {name: column[: len(rows)] for name, column in columns.items()}
         with atomic_file(path) as file:
-            np.savez(file, ids=rows, bad=np.array(json.dumps(bad)), **columns)
+            np.savez(file, ids=np.array(rows, np.int64), bad=np.array(json.dumps(bad)), **features)
 
     def finish(self, folder: Path, out: Path, source: str):
         """Put the pieces together."""

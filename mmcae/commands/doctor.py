@@ -16,6 +16,8 @@ from importlib.util import find_spec
 from .. import compat
 from ..utils.errors import DependencyError
 
+ON_OPENCV = ('mmcv', 'mmpretrain', 'mmdet', 'mmseg')  # they import cv2, and cannot be judged where it fails
+
 
 def collect():
     """Look at the machine and at every library.
@@ -28,13 +30,16 @@ def collect():
         ('system', f'{platform.platform()}, {os.cpu_count()} cores'),
         ('C++ compiler', os.environ.get('CXX') or shutil.which('g++') or shutil.which('clang++') or 'none (only compiling mmcv needs one)'),
     ]
-    remedies = []
+    remedies = {}
     for name in ('cv2', *compat.LIBRARIES, *(name for name in compat.EXTRAS if name not in compat.LIBRARIES)):
+        if name in ON_OPENCV and 'cv2' in remedies and find_spec(name):
+            found.append((name, 'NOT USABLE without cv2'))
+            continue
         finding, remedy = look_at(name)
         found.append((name, finding))
         if remedy:
-            remedies.append(remedy)
-    return found, remedies
+            remedies[name] = remedy
+    return found, list(remedies.values())
 
 
 def look_at(name):
@@ -66,7 +71,7 @@ def look_at(name):
 def _describe(module):
     text = f'{getattr(module, "__version__", "there")} ({os.path.dirname(module.__file__)})'
     if module.__name__ == 'mmcv':
-        text += '; compiled operators' if find_spec('mmcv._ext') else '; no compiled operators (detection and segmentation need them)'
+        text += '; compiled operators' if compat.has_operators() else '; no compiled operators (detection and segmentation need them)'
     if module.__name__ == 'torch':
         cuda = module.version.cuda
         if module.cuda.is_available():

@@ -211,7 +211,7 @@ def test_pieces_are_bounded_by_their_size(encoder, folder, monkeypatch):
     monkeypatch.setattr(core, 'PIECE_BYTES', 4 * 16 * 5 * 3)  # three rows of one cls and four patch tokens of 16 numbers
     begun = []
     real = core.Work.save
-    monkeypatch.setattr(core.Work, 'save', lambda self, path, made, bad: (begun.append(path.name), real(self, path, made, bad)))
+    monkeypatch.setattr(core.Work, 'save', lambda self, path, *rest: (begun.append(path.name), real(self, path, *rest)))
     embed(encoder, folder, features=['cls', 'patch'], workers=0)
     assert begun == ['0.npz', '2.npz', '4.npz', '6.npz', '8.npz']
     begun.clear()

@@ -33,3 +33,14 @@ def test_several_things_are_missing(tmp_path):
     assert code == 1, output
     assert 'pip install "mmengine>=0.10.7' in output and 'pip install "timm>=' in output
     assert 'Traceback' not in output and 'Python' in output and 'torch ' in output
+
+
+def test_without_a_system_library(tmp_path):
+    """OpenCV with a graphical interface on a bare server: one remedy, and the report is whole."""
+    (tmp_path / 'cv2').mkdir()
+    (tmp_path / 'cv2/__init__.py').write_text("raise ImportError('libGL.so.1: cannot open shared object file')\n")
+    code, output = report(tmp_path)
+    assert code == 1, output
+    (remedy,) = [line for line in output.splitlines() if line.startswith('!')]
+    assert 'libGL.so.1' in remedy and 'opencv-python-headless' in remedy and 'apt-get install libgl1' in remedy
+    assert 'Traceback' not in output and 'NOT USABLE without cv2' in output and 'deepspeed' in output

@@ -18,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Path(__file__).with_name('smoke.py')
+TABLE = '\n| Python | from | install | size | commands | |\n|---|---|---|---|---|---|'
 MINORS = range(10, 15)  # of Python 3, of which any may be missing
 
 
@@ -32,9 +33,11 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         scratch = (args.keep or Path(scratch)).resolve()
         packages = build(scratch / 'dist')
-        rows = [check(python, packages[kind], scratch, args.full, args.keep) for python in pythons for kind in args.kinds]
-    print('\n| Python | from | install | size | commands | |\n|---|---|---|---|---|---|')
-    print('\n'.join(f'| {" | ".join(row)} |' for row in rows), flush=True)
+        rows = []
+        for python in pythons:
+            for kind in args.kinds:
+                rows.append(check(python, packages[kind], scratch, args.full, args.keep))
+                print(TABLE, *(f'| {" | ".join(row)} |' for row in rows), sep='\n', flush=True)
     return any(row[-1] != 'works' for row in rows)
 
 
