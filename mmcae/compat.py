@@ -125,8 +125,8 @@ def require(library):
         raise DependencyError(f'{library} {module.__version__} does not work here. Remedy: pip install "{_requirement(library)}"')
     if library == 'mmengine' and not hasattr(pkgutil, 'find_loader') and not installed('onedl-mmengine'):
         raise DependencyError(
-            f'mmengine {module.__version__} does not work on Python 3.14 and later, which have no pkgutil.find_loader. Remedy: an environment '
-            'of Python 3.10 to 3.13'
+            f'mmengine {module.__version__} does not work on Python 3.14 and later, which have no pkgutil.find_loader. '
+            'Remedy: an environment of Python 3.10 to 3.13'
         )
     if library in ('mmdet', 'mmseg'):
         require_operators(library)
