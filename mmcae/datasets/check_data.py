@@ -5,7 +5,9 @@ import os
 from mmengine.fileio import exists, join_path
 from mmengine.utils import is_abs
 
-from ..utils.errors import DataError
+from ..utils import remote
+from ..utils.errors import ConfigError, DataError
+from ..utils.files import patiently
 from ..utils.text_files import read_pickle, read_yaml
 
 READERS = {'.yaml': read_yaml, '.yml': read_yaml, '.pkl': read_pickle, '.pickle': read_pickle}
@@ -28,12 +30,26 @@ def check_data(cfg, splits=('train', 'val', 'test')):
     for split in splits:
         loader = cfg.get(f'{split}_dataloader') or {}
         for path in _paths(loader.get('dataset') or {}):
-            if not exists(path):
+            if not there(path):
                 hint = cfg.get('data_preparation') or 'Set data_root in the config to where the data is.'
                 raise DataError(f'{path} does not exist, but {split}_dataloader reads it. {hint}')
             read = READERS.get(os.path.splitext(path)[1])
             if read and os.path.isfile(path):
                 read(path)
+
+
+def there(path):
+    """Whether a file or a folder exists, also in a store that fsspec or a client of mmengine's reads."""
+    if not remote.is_remote(path):
+        return exists(path)
+    try:
+        return patiently(lambda: remote.exists(path), path)
+    except ConfigError:  # fsspec lacks a package
+        try:
+            return exists(path)
+        except (ImportError, KeyError):
+            pass  # mmengine has no client either
+        raise
 
 
 def _paths(dataset):
@@ -42,11 +58,12 @@ def _paths(dataset):
         if inner:
             yield from _paths(inner)
     root = dataset.get('data_root') or ''
+    joined = remote.join if isinstance(root, str) and remote.is_remote(root) else join_path
     prefixes = dataset.get('data_prefix') or ''
     parts = [dataset.get('ann_file') or '', *(prefixes.values() if isinstance(prefixes, dict) else [prefixes])]
     for part in (root, *parts):
         if not isinstance(part, str):
             raise DataError(f'{part!r} is set where data_root, data_prefix or ann_file of a data set names a file or a folder')
-    for part in [root, *(part if is_abs(part) or not root else join_path(root, part) for part in parts if part)]:
+    for part in [root, *(part if is_abs(part) or not root else joined(root, part) for part in parts if part)]:
         if part:
             yield part

@@ -19,6 +19,7 @@ from typing import TypeVar
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
+from . import remote
 from .errors import ConfigError, StorageError
 from .locks import flock, open_descriptor
 
@@ -238,7 +239,7 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The content of a file.
+    """The content of a file, local or of an address (:mod:`mmcae.utils.remote`).
 
     Raises:
         FileNotFoundError: It is not there.
@@ -246,7 +247,7 @@ def read_file(path: str | Path) -> bytes:
             :func:`patience` seconds; no permission.
     """
     try:
-        return patiently(Path(path).read_bytes, path)
+        return patiently((lambda: remote.read(path)) if remote.is_remote(path) else Path(path).read_bytes, path)
     except OSError as error:
         if error.errno in MISSING:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
@@ -255,7 +256,7 @@ def read_file(path: str | Path) -> bytes:
 
 def is_unmounted(path: str | Path) -> bool:
     """Whether the nearest folder above a missing file is empty, as a file system that is not mounted any more leaves it behind."""
-    if os.path.lexists(path):
+    if remote.is_remote(path) or os.path.lexists(path):
         return False  # a link that leads nowhere
     folder = next(folder for folder in Path(path).absolute().parents if folder.is_dir())
     return next(folder.iterdir(), None) is None

@@ -7,7 +7,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
 from ...registry import DATASETS
+from ...utils import remote
 from ...utils.errors import DataError
+from ...utils.files import patiently
 from ...utils.text_files import read_bytes
 from .bad_files import ReplaceBadFiles
 from .fingerprint import split
@@ -17,7 +19,7 @@ EXTENSIONS = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff', '.bmp', '.ppm',
 
 
 @DATASETS.register_module()
-class ImageFolder(ReplaceBadFiles, BaseDataset):
+class ImageFolder(ReplaceBadFiles, remote.RemoteRoot, BaseDataset):
     """All images below a folder, whatever their folders are called, or those of a list: `dict(img_path=...)` for the pipeline.
 
     Folders of millions of files are looked through once; an index remembers them and notices changes, see
@@ -25,6 +27,8 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
     the names alone. Files that cannot be read are replaced and reported, see :class:`.bad_files.ReplaceBadFiles`.
 
     The paths are kept as one buffer of bytes (mmengine's `data_bytes`, with `data_address`), so that loader workers share them.
+
+    A folder may also be an address, such as s3://bucket/folder, see :mod:`mmcae.utils.remote`: it is listed at every start.
 
     Args:
         data_root (str): The folder.
@@ -59,6 +63,8 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
 
     def indexed(self):
         """Paths relative to the folder, from its index: all of them as bytes, and where each one ends."""
+        if remote.is_remote(self.folder):
+            return self.listed_remotely()
         index = folder_index(self.folder, self.extensions)
         if not len(index):
             raise DataError(
@@ -66,6 +72,15 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
                 f'{", ".join(self.extensions)}: set data_root to their folder, or extensions to their endings'
             )
         return index.arrays['names'], index.arrays['ends']
+
+    def listed_remotely(self):
+        """The same of a folder in a store, hidden names left out."""
+        names = patiently(lambda: remote.find(self.folder), self.folder)
+        images = [name for name in names if name.lower().endswith(self.extensions) and not f'/{name}'.count('/.')]
+        if not images:
+            raise DataError(f'There is no image in {self.folder}, among {len(names):,} files: set data_root to the folder of your images')
+        print_log(f'{len(images):,} images in {self.folder}, of {len(names):,} files', 'current')
+        return packed([os.fsencode(name) for name in images])
 
     def listed(self):
         """The same from the list."""
@@ -75,14 +90,14 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
             raise DataError(f'The list {error}. Set ann_file to a text file of paths') from error
         if not paths:
             raise DataError(f'The list {self.ann_file} is empty: write one path per line, relative to {self.folder} or absolute')
-        first = os.path.join(self.folder, os.fsdecode(paths[0]))
-        if not os.path.exists(first):
+        first = self.path_of(os.fsdecode(paths[0]))
+        if not (patiently(lambda: remote.exists(first), first) if remote.is_remote(first) else os.path.exists(first)):
             raise DataError(
                 f'{first}, the first of the list {self.ann_file}, does not exist: its lines must be absolute, or relative to {self.folder} '
                 '(data_root and data_prefix)'
             )
         print_log(f'{len(paths):,} images from the list {self.ann_file}', 'current')
-        return np.frombuffer(b''.join(paths), np.uint8), np.cumsum([len(path) for path in paths])
+        return packed(paths)
 
     def sample_names(self):
         """The paths of all samples as they are kept, list[bytes]."""
@@ -102,4 +117,13 @@ class ImageFolder(ReplaceBadFiles, BaseDataset):
         idx = idx + len(self) if idx < 0 else idx
         start = int(self.data_address[idx - 1]) if idx else 0
         name = os.fsdecode(self.data_bytes[start : int(self.data_address[idx])].tobytes())
-        return dict(img_path=os.path.join(self.folder, name), sample_idx=idx)
+        return dict(img_path=self.path_of(name), sample_idx=idx)
+
+    def path_of(self, name):
+        """A name below the folder, or one that is complete by itself."""
+        return name if remote.is_remote(name) else os.path.join(self.folder, name)
+
+
+def packed(paths):
+    """Paths as bytes one after another, and where each one ends."""
+    return np.frombuffer(b''.join(paths), np.uint8), np.cumsum([len(path) for path in paths])

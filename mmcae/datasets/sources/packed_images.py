@@ -5,12 +5,13 @@ from mmengine.dataset import BaseDataset
 
 from ...registry import DATASETS
 from ...utils.errors import ConfigError
+from ...utils.remote import RemoteRoot
 from .bad_files import ReplaceBadFiles
 from .fingerprint import split
 from .shards import ShardReader
 
 
-class PackedFiles(BaseDataset):
+class PackedFiles(RemoteRoot, BaseDataset):
     """Files of a packed folder in random access. See :class:`PackedImages`."""
 
     def __init__(self, data_root='', data_prefix='', ann_file='', **kwargs):

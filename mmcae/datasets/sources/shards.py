@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ...utils import remote
 from ...utils.errors import DataError, StorageError
 from ...utils.files import UnfinishedFile, atomic_file, may_pass, patiently, read_file, write_file
 
@@ -79,7 +80,7 @@ class ShardIndex:
         except StorageError:
             raise
         except Exception as error:  # zip, numpy and the file system each have their own
-            raise DataError(f'{file} cannot be read ({error}): without it {file.stem}.tar cannot be used; copy it again') from error
+            raise DataError(f'{file} cannot be read ({error}): without it {Path(file).stem}.tar cannot be used; copy it again') from error
 
     @classmethod
     def join(cls, parts: list['ShardIndex']) -> 'ShardIndex':
@@ -188,6 +189,13 @@ def compare_shard(file: Path, index: ShardIndex):
         raise DataError(f'{file} has {"more than " * (count > len(index))}{min(count, len(index))} of {len(index)} images')
 
 
+def size_of(file: str | Path) -> int | None:
+    """Bytes of a local file or one of an address; None if it is not there."""
+    if remote.is_remote(file):
+        return patiently(lambda: remote.size(file), file)
+    return file.stat().st_size if file.is_file() else None
+
+
 @dataclass
 class Manifest:
     """What is in a packed folder: `pack.json`.
@@ -227,7 +235,7 @@ class Manifest:
             DataError: There is none, or it is of another version or damaged.
             StorageError: It cannot be read for reasons that tell nothing about its content.
         """
-        file = Path(folder) / MANIFEST
+        file = remote.join(folder, MANIFEST)
         try:
             content = json.loads(read_file(file))
             version = content.pop('version')
@@ -248,7 +256,7 @@ class ShardReader:
     """Random access to the images of a packed folder, in any process that it is copied to.
 
     Args:
-        folder: A packed folder.
+        folder: A packed folder, or its address; see :mod:`mmcae.utils.remote`.
 
     Raises:
         DataError: The folder is not complete, or a shard is missing, has been cut, or has another size than when it was packed.
@@ -257,7 +265,7 @@ class ShardReader:
     MAX_OPEN = 64  # files at a time, for each process
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder = folder if remote.is_remote(folder) else Path(folder)
         manifest = Manifest.load(self.folder)
         if not manifest.complete:
             raise DataError(
@@ -269,16 +277,15 @@ class ShardReader:
         self.first = np.cumsum([0, *(shard['images'] for shard in manifest.shards)])
         parts = []
         for shard in manifest.shards:
-            file = self.folder / f'{shard["name"]}.tar'
-            size = file.stat().st_size if file.is_file() else None
+            file = self.file(shard['name'])
+            size = size_of(file)
             if size != shard['bytes']:
                 found = 'is missing' if size is None else f'has {size:,} bytes'
                 raise DataError(f'{file} {found}, but {shard["bytes"]:,} were packed: copy it again')
-            parts.append(ShardIndex.load(file.with_suffix('.npz')))
+            index = remote.join(self.folder, f'{shard["name"]}.npz')
+            parts.append(ShardIndex.load(index))
             if len(parts[-1]) != shard['images']:
-                raise DataError(
-                    f'{file.with_suffix(".npz")} lists {len(parts[-1])} images, but {shard["images"]} were packed: copy it again'
-                )
+                raise DataError(f'{index} lists {len(parts[-1])} images, but {shard["images"]} were packed: copy it again')
         self.index = ShardIndex.join(parts)
         self.files: OrderedDict[int, int] = OrderedDict()
 
@@ -294,7 +301,11 @@ class ShardReader:
 
     def place(self, i: int) -> str:
         """Where image i is now: the shard's file, and in it the path that it had."""
-        return f'{self.folder / self.names[self.shard_of(i)]}.tar/{self.path(i)}'
+        return f'{self.file(self.names[self.shard_of(i)])}/{self.path(i)}'
+
+    def file(self, name: str) -> str | Path:
+        """The tar file of a shard."""
+        return remote.join(self.folder, f'{name}.tar')
 
     def shard_of(self, i: int) -> int:
         return int(np.searchsorted(self.first, i, side='right')) - 1
@@ -309,6 +320,9 @@ class ShardReader:
         shard, size = self.shard_of(i), int(self.index.size[i])
 
         def read():
+            if remote.is_remote(self.folder):
+                begin = int(self.index.offset[i])
+                return remote.read(self.file(self.names[shard]), begin, begin + size)
             try:
                 return os.pread(self.descriptor(shard), size, int(self.index.offset[i]))
             except OSError:
@@ -333,7 +347,7 @@ class ShardReader:
             return self.files[shard]
         if len(self.files) >= self.MAX_OPEN:
             self.close(next(iter(self.files)))
-        self.files[shard] = os.open(self.folder / f'{self.names[shard]}.tar', os.O_RDONLY)
+        self.files[shard] = os.open(self.file(self.names[shard]), os.O_RDONLY)
         return self.files[shard]
 
     def close(self, shard: int):
