@@ -162,7 +162,8 @@ class FakeTraining:
         self.cfg, self.device = cfg, torch.device(device)
         self.batch_size = batch_size or cfg.train_dataloader.batch_size
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        self.model = build_uninitialised(cfg)
+        with Uninitialised():
+            self.model = build_model(cfg)
         self.batch = make_batch(cfg, self.model, self.batch_size)
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.host = HostAndDevice(self.fake, self.device)
@@ -214,7 +215,7 @@ class FakeTraining:
         return self.model.train_step(dict(self.batch), self.optim_wrapper)
 
 
-def build_uninitialised(cfg) -> nn.Module:
+def build_model(cfg) -> nn.Module:
     """The model of a config in training mode, without the weights of any file."""
     settings = cfg.model.copy()
     for part in (settings, settings.get('backbone', {})):
@@ -223,8 +224,7 @@ def build_uninitialised(cfg) -> nn.Module:
         settings.target_generator.update({key: None for key in settings.target_generator if key.endswith('checkpoint')})
     if cfg.get('data_preprocessor'):
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
-    with Uninitialised():
-        return MODELS.build(settings).train()
+    return MODELS.build(settings).train()
 
 
 def make_batch(cfg, model: nn.Module, batch_size: int) -> dict:

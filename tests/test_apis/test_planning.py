@@ -5,9 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_leaves
 
+from mmcae.apis.fake_training import FakeTraining, build_model, make_batch
 from mmcae.apis.planning import Costs, PeakMemory, by_part, count_costs
 from mmcae.utils.configs.loading import load_config
 
@@ -41,6 +46,37 @@ def test_memory_of_a_training_step():
             optimizer.zero_grad()
     layer = 512 * 512 * 4
     assert 3 * layer <= memory.peak < 3.5 * layer
+
+
+def allocated(cfg, batch_size):
+    """Bytes of tensors at most in a real step, by what torch's allocator gives out and takes back."""
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    model = build_model(cfg)
+    wrapper, batch = build_optim_wrapper(model, cfg.optim_wrapper.copy()), make_batch(cfg, model, batch_size)
+    model.train_step(dict(batch), wrapper)
+    there = (*model.parameters(), *model.buffers(), *tree_leaves(list(wrapper.optimizer.state.values())))
+    storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in there)}
+    live = peak = sum(storages.values())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        model.train_step(dict(batch), wrapper)
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize('name', ['cae_pixels', 'cae_v2', 'cae_teacher', 'finetune', 'upernet'])
+def test_peak_is_what_torch_allocates(name):
+    cfg = load_config(CONFIGS / f'digits/{name}_vit-digits.py')
+    fake = FakeTraining(cfg, 16)
+    with fake.active():
+        fake.step()
+        with PeakMemory(fake.model, fake.optim_wrapper.optimizer) as memory:
+            fake.step()
+    measured = allocated(cfg, 16)
+    print(f'{name}: counted {memory.peak / 1e6:.1f} MB, allocated {measured / 1e6:.1f} MB')
+    assert memory.peak == pytest.approx(measured, rel=0.15)
 
 
 def test_costs_of_a_pretraining():

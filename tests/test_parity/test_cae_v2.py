@@ -7,8 +7,8 @@ import torch
 from mmpretrain.structures import DataSample
 from reference import cae_v2, golden
 from reference.examples import CAE_V2
+from reference.ours import model_of
 
-from mmcae.apis import load_cae
 from mmcae.checkpoints import convert_official, load_strictly, to_official
 from mmcae.models import CAEv2, Teacher
 from mmcae.models.targets.base import Target
@@ -46,13 +46,6 @@ def reference(request):
     return golden.load(request.param)
 
 
-def model_of(reference, dtype):
-    config = reference['config']
-    model = load_cae(reference['state_dict'], config['num_heads'], config['decoder_num_heads'])
-    assert isinstance(model, CAEv2)
-    return model.to(dtype)
-
-
 def training_loss(model, reference, dtype):
     """Through the entry that training uses."""
     model.target_generator = Given(reference['target_features'].to(dtype))
@@ -64,6 +57,7 @@ def training_loss(model, reference, dtype):
 @torch.no_grad()
 def test_outputs(reference, dtype):
     model, image, mask = model_of(reference, dtype), reference['image'].to(dtype), reference['mask']
+    assert isinstance(model, CAEv2)
     within = dict(rtol=0, atol=TOLERANCE[dtype])
     visible, masked = (torch.stack([row.nonzero().flatten() for row in part]) for part in (~mask, mask))
     torch.testing.assert_close(model.backbone.encode(image, visible).double(), reference['encoder_visible'], **within)

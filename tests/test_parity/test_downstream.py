@@ -3,10 +3,11 @@
 import pytest
 import torch
 from reference import golden
+from reference.ours import backbone_and_pyramid
 
 from mmcae.checkpoints import load_strictly
 from mmcae.checkpoints.tables import resize_position_table
-from mmcae.models import CAEViT, DeconvPyramid
+from mmcae.models import CAEViT
 
 # The maps are float32 results of another order of summation.
 FLOAT32 = dict(rtol=1e-5, atol=1e-5)
@@ -20,38 +21,6 @@ def segmentation(request):
 @pytest.fixture(params=['detection', *golden.present('cae_detection_tiny.pt')])
 def detection(request):
     return golden.load(request.param)
-
-
-def backbone_and_pyramid(reference, img_size):
-    """Both with the weights of the reference, in eval mode."""
-    config, state = reference['config'], reference['state_dict']
-    dim = config['embed_dim']
-    arch = dict(
-        embed_dims=dim,
-        num_layers=config['depth'],
-        num_heads=config['num_heads'],
-        feedforward_channels=int(config['mlp_ratio'] * dim),
-    )
-    backbone = CAEViT(
-        arch,
-        img_size=img_size,
-        patch_size=config['patch_size'],
-        layer_scale_init_value=config['init_values'],
-        use_rel_pos_bias=config['use_rel_pos_bias'],
-        out_indices=tuple(config['out_indices']),
-        out_type='featmap',
-        final_norm=False,
-    )
-    encoder = {k: v for k, v in state.items() if not k.startswith('fpn') and not k.endswith('relative_position_index')}
-    load_strictly(backbone, encoder, 'reference')
-    pyramid = DeconvPyramid(dim)
-    scales = {}
-    for key, value in state.items():
-        if key.startswith('fpn'):
-            number, rest = key.removeprefix('fpn').split('.', 1)
-            scales[f'scales.{int(number) - 1}.{rest}'] = value
-    load_strictly(pyramid, scales, 'reference')
-    return backbone.eval(), pyramid.eval()
 
 
 def assert_maps(maps, expected):

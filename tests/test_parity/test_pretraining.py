@@ -6,8 +6,8 @@ import pytest
 import torch
 from reference import golden
 from reference.examples import CAE
+from reference.ours import model_of
 
-from mmcae.apis import load_cae
 from mmcae.checkpoints import convert_official, load_strictly
 from mmcae.engine import CompileParts
 
@@ -34,13 +34,6 @@ def compile_parts():
     torch._dynamo.reset()
     yield lambda model: CompileParts(('backbone.encode', 'regressor', 'decoder'), backend='aot_eager').compile(model)
     torch._dynamo.reset()
-
-
-def model_of(reference, dtype):
-    config = reference['config']
-    model = load_cae(reference['state_dict'], config['num_heads'], config['decoder_num_heads'])
-    model.align_loss_weight = config['align_loss_weight']
-    return model.to(dtype)
 
 
 def raster(mask):

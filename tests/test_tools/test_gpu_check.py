@@ -45,8 +45,25 @@ def test_failures_are_noted_and_the_rest_goes_on(gpu_check, tmp_path, monkeypatc
     assert gpu_check.run_steps(settings(tmp_path, minutes=0))['good']['status'] == 'not begun: no time left'
 
 
-def test_own_steps(gpu_check, tmp_path):
-    rates = gpu_check.measure_rates(settings(tmp_path))
-    assert set(rates) == {'float32', 'bfloat16'} and min(rates.values()) > 0
-    assert gpu_check.profile_steps(settings(tmp_path))['microseconds']
+def test_the_bars_of_a_gpu(gpu_check):
+    seconds = {'mmpretrain fp16': [0.4, 0.4], 'mmcae bf16, compiled': [0.2, 0.2]}
+    rows = [{'contender': 'mmcae bf16, compiled', 'of matrix rate': share} for share in ('9%', None)]
+    figures = dict(seconds=seconds, rows=rows, complementary_vs_plain=dict(predictions_per_second=1.4))
+    found = gpu_check.bars(dict(tests=dict(status='done'), step_64_compiled=dict(figures=figures), step_64=dict(status='failed')))
+    assert [row['found'] for row in found] == ['2.00 times', '9%', '1.40 times']
+    assert gpu_check.bars(dict(step_2=dict(figures=dict(figures, seconds=dict(mmcae=[1.0]))))) == []
+
+
+def test_the_whole_check(repository, tmp_path, run_tool):
+    """As one command, without a GPU: every step is done; one JSON, one page that says what to send back, a trace."""
+    code, output = run_tool('tools/gpu_check.py', '--device', 'cpu', '--tiny', '--out', tmp_path, timeout=1500)
+    assert code == 0, output + (tmp_path / 'tests.log').read_text()
+    content = json.loads((tmp_path / 'results.json').read_text())
+    assert {name: step['status'] for name, step in content['steps'].items()} == dict.fromkeys(
+        ('tests', 'rates', 'profile', 'step_2', 'loader'), 'done'
+    )
+    assert min(content['steps']['rates']['figures'].values()) > 0 and content['steps']['profile']['figures']['microseconds']
     assert json.loads((tmp_path / 'trace.json').read_text())['traceEvents']
+    page = (tmp_path / 'index.md').read_text()
+    assert 'Send the whole folder back' in page and '| mmpretrain ' in page and '## loader' in page
+    assert ' passed' in (tmp_path / 'tests.log').read_text() and 'send the whole folder back' in output
