@@ -126,7 +126,7 @@ def require(library):
     if library == 'mmengine' and not hasattr(pkgutil, 'find_loader') and not installed('onedl-mmengine'):
         raise DependencyError(
             f'mmengine {module.__version__} does not work on Python 3.14 and later, which have no pkgutil.find_loader. '
-            'Remedy: an environment of Python 3.10 to 3.13'
+            'Remedy: an environment of Python 3.10 to 3.13, or pip uninstall -y mmengine && pip install --no-deps onedl-mmengine'
         )
     if library in ('mmdet', 'mmseg'):
         require_operators(library)
