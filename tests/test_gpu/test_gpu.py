@@ -35,6 +35,7 @@ GOLDEN = (
     *golden.present('cae_tiny.pt', 'cae_tiny_small_decoder.pt', 'caev2/caev2_tiny.pt', 'caev2/caev2_tiny_small_decoder.pt'),
     *golden.present('cae_downstream_tiny.pt', 'cae_detection_tiny.pt', 'dalle_encoder_tiny.pt'),
 )
+COMPILED = GOLDEN if DEVICE == 'cuda' else ('cae', 'cae v2')
 DIGITS = sorted(path.stem for path in (CONFIGS / 'digits').glob('*.py') if path.stem[:3] not in ('knn', 'mae'))
 FULL = [  # the kinds of recipes in full size, where there is a GPU
     'cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k',
@@ -118,8 +119,9 @@ def outputs_of(name, tmp_path, dtype, compiled):
         return [pair for found, expected in zip(maps, reference['outputs'], strict=True) for pair in zip(found, expected, strict=True)]
 
 
-@pytest.mark.parametrize('kind', [*DTYPES, 'compiled'])
-@pytest.mark.parametrize('name', GOLDEN)
+@pytest.mark.parametrize(
+    ('name', 'kind'), [*((name, dtype) for name in GOLDEN for dtype in DTYPES), *((name, 'compiled') for name in COMPILED)]
+)
 @torch.no_grad()
 def test_golden_files(name, kind, tmp_path):
     """Relative to the largest value; ten bits of mantissa (TF32 of convolutions, float16) or seven (bfloat16) through all blocks."""
