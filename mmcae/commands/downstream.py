@@ -36,7 +36,7 @@ def config_text(path: Path, base: Path, cfg: Config, spec: EncoderSpec, checkpoi
     Raises:
         ConfigError: The recipe cannot be for such images.
     """
-    settings_of = settings_for if cfg.default_scope == 'mmpretrain' else dense_settings
+    settings_of = settings_for if cfg.model.type.endswith('ImageClassifier') else dense_settings
     settings = settings_of(cfg, spec, checkpoint, str(path))
     lines = [f'# {title}', f"_base_ = ['{SCOPE}{base.relative_to(CONFIGS).as_posix()}']"]
     lines += [f'{name} = {pprint.pformat(value, width=120, sort_dicts=False)}' for name, value in settings.items()]

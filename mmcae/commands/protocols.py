@@ -77,8 +77,12 @@ class Protocol:
 
 def small(data: str) -> tuple[Protocol, ...]:
     """The protocols on the digits or on Fashion-MNIST."""
-    names = ('knn', 'linear', 'attentive', 'finetune', 'upernet', 'mask_rcnn')
-    knn, linear, attentive, finetune, upernet, mask_rcnn = (f'{data}/{name}_vit-{data}.py' for name in names)
+    names = ('knn', 'linear', 'attentive', 'finetune')
+    knn, linear, attentive, finetune = (f'{data}/{name}_vit-{data}.py' for name in names)
+
+    def dense(name: str, title: str, metrics: tuple[Metric, ...], library: str, trained: bool = True) -> Protocol:
+        return Protocol(name, title, f'{data}/{name}_vit-{data}.py', (), trained, metrics, library)
+
     return (
         Protocol('knn', 'kNN, k = 10, 2,000 labels', knn, trained=False, metrics=accuracy('k10/')),
         Protocol('linear_500', 'linear probe, 500 labels', linear, (f'{FEW}=500',)),
@@ -87,8 +91,10 @@ def small(data: str) -> tuple[Protocol, ...]:
         Protocol('attentive', 'attentive probe, 2,000 labels', attentive),
         Protocol('finetune_100', 'fine-tuning, 100 labels', finetune, (f'{FEW}=100',)),
         Protocol('finetune_500', 'fine-tuning, 500 labels', finetune, (f'{FEW}=500',)),
-        Protocol('upernet', 'UperNet', upernet, metrics=SEGMENTATION, library='mmseg'),
-        Protocol('mask_rcnn', 'Mask R-CNN', mask_rcnn, metrics=DETECTION, library='mmdet'),
+        dense('knn_segmentation', 'kNN segmentation, frozen', SEGMENTATION, 'mmseg', trained=False),
+        dense('linear_segmentation', 'linear segmentation, frozen', SEGMENTATION, 'mmseg', trained=False),
+        dense('upernet', 'UperNet', SEGMENTATION, 'mmseg'),
+        dense('mask_rcnn', 'Mask R-CNN', DETECTION, 'mmdet'),
     )
 
 

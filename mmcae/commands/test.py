@@ -39,7 +39,7 @@ def run(args):
     from ..utils.files import write_file
 
     cfg = load_config(args.config, [*args.changes, *args.cfg_options])
-    if not cfg.get('test_dataloader') or not cfg.get('test_evaluator'):
+    if not cfg.get('test_dataloader') or cfg.get('test_evaluator') is None:
         raise ConfigError(f'{args.config} describes no test: it has no test_dataloader or no test_evaluator')
     require_checkpoint(args.checkpoint)
     check_data(cfg, ('test',))

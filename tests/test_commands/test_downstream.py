@@ -110,6 +110,19 @@ def test_segmentation_and_detection_on_small_scenes(encoder, tmp_path):
             assert list(preprocessor.mean) == list(spec.view.mean)
 
 
+@pytest.mark.parametrize('family', ['digits', 'fashion'])
+def test_segmentation_probes_are_of_the_encoder(family, tmp_path):
+    view = ViewSpec(mean=(90.0, 100.0, 110.0), std=(50.0,), size=(56, 56))
+    spec = CAEViT(dict(embed_dims=24, num_layers=2, num_heads=2), img_size=56, patch_size=14).spec.replaced(view=view)
+    for name, (cfg, _) in configs(family, 'a.pth', spec, tmp_path, ['knn_segmentation', 'linear_segmentation']).items():
+        assert MODELS.build(cfg.model.backbone).spec.replaced(view=view) == spec and cfg.data_preprocessor.mean == list(view.mean)
+        assert cfg.test_cfg.probe == name.removesuffix('_segmentation')
+        loaders = (cfg.test_dataloader, cfg.test_cfg.bank_dataloader, cfg.test_cfg.val_dataloader)
+        roots = {str(loader.dataset.data_root) for loader in loaders}
+        assert roots == {dict(digits='data/digits/', fashion='data/fashion_scenes/')[family]}
+        assert [loader.dataset.data_prefix.img_path for loader in loaders] == [f'scenes64/{split}' for split in ('test', 'train', 'val')]
+
+
 @pytest.mark.parametrize('family', ['digits', 'imagenet'])
 def test_pipelines_show_the_view(family, encoder, tmp_path):
     checkpoint, spec = encoder
