@@ -13,6 +13,7 @@ NEIGHBOURS = ('mae_vit', 'beit_vit', 'simmim_vit', 'data2vec_vit', 'ijepa_vit')
 PRETRAINING = ('tokenizer', 'cae_vit', 'cae_pixels_vit', 'cae_teacher_vit', 'cae_v2_vit', *NEIGHBOURS)
 LABELLED = ('linear_vit', 'attentive_vit', 'finetune_vit')
 DENSE = ('mask_rcnn_vit', 'upernet_vit')
+TESTED = ('knn_vit', 'knn_segmentation_vit', 'linear_segmentation_vit')  # nothing is trained before
 DATA = ('digits', 'fashion')
 # What a config of Fashion-MNIST has otherwise than that of the digits, besides variables: the data, and what is pretrained on them.
 MAY_DIFFER = ('data_root', 'metainfo.classes', 'checkpoint', 'ann_file', 'anchor_generator.ratios')
@@ -61,7 +62,7 @@ def flat(node, prefix=''):
 
 def test_every_recipe_is_listed(repository):
     names = {path.stem for path in (repository / 'configs/fashion').glob('*.py')}
-    assert names == {'tokenizer_fashion', 'knn_vit-fashion', *(f'{recipe}-fashion' for recipe in (*PRETRAINING[1:], *LABELLED, *DENSE))}
+    assert names == {'tokenizer_fashion', *(f'{recipe}-fashion' for recipe in (*PRETRAINING[1:], *LABELLED, *DENSE, *TESTED))}
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def settings(load):
     return read
 
 
-@pytest.mark.parametrize('recipe', [*PRETRAINING, *LABELLED, *DENSE, 'knn_vit'])
+@pytest.mark.parametrize('recipe', [*PRETRAINING, *LABELLED, *DENSE, *TESTED])
 def test_the_data_alone_differ(settings, recipe):
     digits, fashion = (settings(recipe, data) for data in DATA)
     differing = {key for key in digits | fashion if digits.get(key) != fashion.get(key)}
@@ -86,7 +87,7 @@ def test_the_data_alone_differ(settings, recipe):
 
 
 @pytest.mark.parametrize('data', DATA)
-@pytest.mark.parametrize('recipe', [*LABELLED, *DENSE, 'knn_vit'])
+@pytest.mark.parametrize('recipe', [*LABELLED, *DENSE, *TESTED])
 def test_one_variable_has_val_judged_instead_of_test(settings, recipe, data):
     test, val = settings(recipe, data), settings(recipe, data, 'test_split=val')
     changed = {key for key in test if test[key] != val[key]}
