@@ -8,7 +8,6 @@ from mmengine.runner import TestLoop
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ..registry import LOOPS
 from ..utils.errors import ConfigError, DataError
 from ..utils.precision import autocast, check_dtype
 from ..utils.wrappers import unwrapped
@@ -21,7 +20,6 @@ from .segmentation import DenseSplit, PatchBank, knn_segmentation, linear_segmen
 PROBES = dict(knn=knn_segmentation, linear=linear_segmentation)
 
 
-@LOOPS.register_module()
 class SegmentationProbeLoop(TestLoop):
     """Segment the test images by a probe on frozen patch features: a test loop, `test_cfg=dict(type='mmcae.SegmentationProbeLoop', ...)`.
 
