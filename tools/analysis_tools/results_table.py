@@ -1,7 +1,7 @@
 """Print the table of a results.json, or put it into a document between its results markers.
 
 python tools/analysis_tools/results_table.py work_dirs/demo/results.json
-python tools/analysis_tools/results_table.py docs/results/digits_results.json --into README.md
+python tools/analysis_tools/results_table.py docs/results/digits_results.json --into docs/methods.md
 """
 
 import argparse
