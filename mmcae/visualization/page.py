@@ -28,11 +28,12 @@ h1 { font-size: 1.8rem; line-height: 1.2; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
 a { color: var(--link); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; } caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
+table { border-collapse: collapse; min-width: min(100%, 32rem); } caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { vertical-align: bottom; font-weight: 600; background: var(--head); }
 .text td, .text th { text-align: left; } .text td { white-space: normal; overflow-wrap: anywhere; }
 .text td:first-child { white-space: nowrap; }
+@media (max-width: 40rem) { th, td { padding: .35rem .5rem; } .text td:first-child { white-space: normal; } }
 figure { margin: 1rem 0; } figcaption { color: var(--soft); overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(20rem, 100%), 1fr)); gap: 1rem; } .grid figure { margin: 0; }
 .zoom { display: block; border: 0; padding: 0; background: none; cursor: zoom-in; max-width: 100%; } .grid .zoom { width: 100%; }

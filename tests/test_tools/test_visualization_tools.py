@@ -50,6 +50,17 @@ def test_reconstruct(pretrained, image_folder, run_tool, tmp_path):
     assert width == 6 + 8 * 150 and height > 2 * 144
 
 
+def test_several_masks_of_one_image(pretrained, image_folder, fork_tool, tmp_path):
+    image = next(image_folder(classes=(), count=1, size=(64, 64)).iterdir())
+    out = tmp_path / 'sheet.png'
+    code, output = fork_tool('tools/visualization/reconstruct.py', *pretrained, image, '--out', out, '--masks', 3)
+    assert code == 0, output
+    sheet = np.asarray(Image.open(out)).astype(int)
+    height = 144 + 6  # of a row with its gap; three rows, each of another mask
+    rows = [sheet[-(n + 1) * height : -n * height or None, 150:300] for n in range(3)]
+    assert all((one != other).any() for one, other in ((rows[0], rows[1]), (rows[1], rows[2]), (rows[0], rows[2])))
+
+
 def test_reconstruct_names_the_missing_tokenizer(pretrained, image_folder, run_tool, tmp_path):
     (tmp_path / 'tokenizer.pth').unlink()
     image = next(image_folder(classes=(), count=1).iterdir())
