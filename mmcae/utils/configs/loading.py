@@ -115,6 +115,8 @@ def check_config(cfg):
         _check_counts(cfg, name, batch_size=1, num_workers=0)
         _check_dataset(cfg, name)
     _check_counts(cfg, 'train_cfg', max_epochs=1, max_iters=1, val_interval=1)
+    if {'type', 'by_epoch'} <= set(cfg.get('train_cfg') or ()):
+        raise ConfigError(f'train_cfg.by_epoch: the loop {cfg.train_cfg.type} says already what is counted; leave by_epoch out')
     if cfg.get('randomness') and cfg.randomness.get('seed') is not None:
         _check_counts(cfg, 'randomness', seed=0)
     level = cfg.get('log_level', 'INFO')

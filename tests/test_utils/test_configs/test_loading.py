@@ -170,6 +170,7 @@ def test_the_last_of_two_options_counts(config):
         ('train_dataloader.batch_size=0', 'train_dataloader.batch_size=0: expected a whole number, at least 1'),
         ('train_dataloader.batch_size=2.5', 'train_dataloader.batch_size=2.5: expected a whole number'),
         ('train_dataloader.num_workers=-1', 'train_dataloader.num_workers=-1: expected a whole number, at least 0'),
+        ('train_cfg.type=EpochBasedTrainLoop', 'train_cfg.by_epoch: the loop EpochBasedTrainLoop says already what is counted'),
         ('default_scope=mmpretrian', "did you mean 'mmpretrain'"),
     ],
 )
