@@ -36,7 +36,7 @@ GOLDEN = (
     *golden.present('cae_downstream_tiny.pt', 'cae_detection_tiny.pt', 'dalle_encoder_tiny.pt'),
 )
 COMPILED = GOLDEN if DEVICE == 'cuda' else ('cae', 'cae v2')
-DIGITS = sorted(path.stem for path in (CONFIGS / 'digits').glob('*.py') if path.stem[:3] not in ('knn', 'mae'))
+DIGITS = sorted(path.stem for path in (CONFIGS / 'digits').glob('*.py') if path.stem != 'mae_vit-digits')  # mmpretrain's own
 FULL = [  # the kinds of recipes in full size, where there is a GPU
     'cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k',
     'cae_v2/cae_v2_vit-base-p16_8xb256-amp-coslr-300e_in1k',
@@ -154,6 +154,8 @@ def objects_of(count, size):
 @pytest.mark.parametrize('name', [*(f'digits/{name}' for name in DIGITS), *(FULL if DEVICE == 'cuda' else ())])
 def test_a_step_of_each_recipe(name):
     cfg = load_config(CONFIGS / f'{name}.py')
+    if not cfg.get('optim_wrapper'):
+        pytest.skip('trains nothing by steps')
     detects = 'mask_rcnn' in name
     if detects or 'upernet' in name:
         pytest.importorskip('mmdet' if detects else 'mmseg')
