@@ -3,7 +3,7 @@
 from .. import compat
 from ..registry import MODELS, register_lazily
 
-compat.spare_multimodal()  # before anything here imports mmpretrain's models
+compat.import_mmpretrain()  # in its own way, before anything here does
 
 from .dense import DeconvPyramid, SimpleFeaturePyramid
 from .encoders.base import Encoder
