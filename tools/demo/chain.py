@@ -132,8 +132,9 @@ def protocols():
     """How encoders are judged: the protocols of `mmcae evaluate` that the results show, the longest first."""
     from mmcae.commands.protocols import DIGITS
 
-    shown = [protocol for protocol in DIGITS if {protocol.name, *(metric.name for metric in protocol.metrics)} & PROTOCOLS.keys()]
-    return sorted(shown, key=lambda protocol: ('mask_rcnn', 'upernet', '').index(protocol.library and protocol.name))
+    by_name = {protocol.name: protocol for protocol in DIGITS}
+    names = ('mask_rcnn', 'upernet', *(name for name in by_name if name in PROTOCOLS))
+    return [by_name[name] for name in names]
 
 
 def judge(out, encoder, seed, suffix):
