@@ -153,7 +153,8 @@ def require_operators(library):
 def has_operators():
     """Whether the compiled operators of mmcv are installed; mmcv is not imported for it, since that may fail."""
     mmcv = find_spec('mmcv')
-    return mmcv is not None and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations) is not None
+    finders = [finder for finder in sys.meta_path if isinstance(finder, type) and issubclass(finder, PathFinder)]
+    return mmcv is not None and any(finder.find_spec('mmcv._ext', mmcv.submodule_search_locations) for finder in finders)
 
 
 def how_to_install(name):

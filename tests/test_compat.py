@@ -1,5 +1,6 @@
 """Importing mmcae changes nothing, what is wrong with an environment is named, and the quirks of versions are worked around."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_library_that_lacks_one_underneath(monkeypatch):
     ],
 )
 def test_versions(monkeypatch, library, version, works):
-    monkeypatch.setattr(sys.modules[library], '__version__', version)
+    monkeypatch.setattr(importlib.import_module(library), '__version__', version)
     if works:
         assert compat.require(library).__version__ == version
     else:

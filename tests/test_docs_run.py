@@ -44,7 +44,6 @@ ELSEWHERE = {
     r'^pip ': 'installs; tests/test_package tries it',
     r'^bash tools/dist_train.sh |--gpus': 'needs eight GPUs; tests/test_tools/test_launch_scripts.py and tests/test_apis run two processes',
     r'--config-family imagenet': 'needs ImageNet; tests/test_tools/test_evaluate_encoder.py runs it on digits',
-    r'results_table.py': 'reads what hours of `make demo-full` wrote; tests/test_tools/test_results.py runs it',
     r'^eval ': 'is for an interactive shell; tests/test_commands/test_completion.py runs one',
 }
 if find_spec('pyarrow') is None:
