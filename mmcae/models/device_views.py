@@ -28,7 +28,6 @@ def make_views(pixels: Tensor, table: Tensor, device: torch.device, non_blocking
         One or two float32 tensors (B, C, h, w) in [0, 255], of whole numbers where pixels are uint8 and no colours are changed.
     """
     shapes = table[:, [COLUMNS['height'], COLUMNS['width'], COLUMNS['channels']]].long().tolist()
-    crops = [part.view(shape) for part, shape in zip(pixels.split([math.prod(shape) for shape in shapes]), shapes, strict=True)]
     jittered = bool(table[:, COLUMNS['jitter_1']].any())
     kinds = [
         (int(height), int(width), FILTERS[int(number)])
@@ -38,7 +37,7 @@ def make_views(pixels: Tensor, table: Tensor, device: torch.device, non_blocking
     ]
     pixels = pixels.to(device, non_blocking=non_blocking)
     table = table.to(device, torch.float32, non_blocking=non_blocking)
-    crops = [part.view(shape) for part, shape in zip(pixels.split([crop.numel() for crop in crops]), shapes, strict=True)]
+    crops = [part.view(shape) for part, shape in zip(pixels.split([math.prod(shape) for shape in shapes]), shapes, strict=True)]
     with torch.autocast(pixels.device.type, enabled=False), torch.no_grad():
         parts = [
             resized_views(crops[start : start + AT_ONCE], table[start : start + AT_ONCE], kinds) for start in range(0, len(crops), AT_ONCE)
