@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..utils.errors import CheckpointError
-from .pickles import Record
+from .pickle_names import Record
 from .reading import StateDict, read_checkpoint
 
 # Modules of DALL-E's package and of torch, and the classes of a TorchScript archive.

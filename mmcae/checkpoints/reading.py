@@ -16,7 +16,8 @@ from torch import Tensor
 from ..utils.errors import CheckpointError, StorageError
 from ..utils.files import atomic_file, patiently
 from .folders import is_model_folder, read_model_folder
-from .pickles import PickleRefused, Storage, Unpickler
+from .pickle_names import PickleRefused, Storage
+from .pickles import Unpickler
 from .pieces import first_piece, read_pieces
 
 StateDict = dict[str, Tensor]

@@ -10,7 +10,7 @@ from mmengine.dist import get_rank
 from torch import nn
 
 from ..checkpoints import read_checkpoint
-from ..checkpoints.pickles import Record
+from ..checkpoints.pickle_names import Record
 from ..checkpoints.pieces import write_piece
 from ..compat import require_deepspeed
 from ..registry import STRATEGIES

@@ -15,7 +15,7 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_torchvision_models
 
 from ..checkpoints import read_checkpoint
-from ..checkpoints.pickles import HISTORY_BUFFER, Record
+from ..checkpoints.pickle_names import HISTORY_BUFFER, Record
 from ..utils.errors import CheckpointError
 
 STORAGE_SCHEMES = (r'(\S+\:)?s3://', r'(\S+\:)?petrel://')

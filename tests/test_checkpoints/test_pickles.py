@@ -18,7 +18,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from mmcae.checkpoints import read_checkpoint
-from mmcae.checkpoints.pickles import Record
+from mmcae.checkpoints.pickle_names import Record
 from mmcae.utils.errors import CheckpointError
 
 FORMATS = [dict(), dict(_use_new_zipfile_serialization=False), dict(pickle_protocol=4), dict(pickle_protocol=5)]
