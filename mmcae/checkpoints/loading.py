@@ -13,6 +13,11 @@ from .tables import grid_of_table
 from .timm_names import HEADS, VIT
 from .weights import Weights, read_weights
 
+REMEDY = (
+    'Give the model the arch and patch_size of the checkpoint, its in_channels unless they are 3, and layer_scale_init_value=0 where '
+    'it has no gamma; convert other layouts with mmcae convert'
+)
+REMEDY_VIT = 'Give the encoder the model_name of timm, and the arguments, that the checkpoint is of'
 OPTIONS = {'checkpoint', 'allow_missing', 'prefix', 'norm'}
 
 
@@ -100,7 +105,24 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
     own = weights.place.kind == 'mmcae'
     unused = len(weights.place.state) - len(state) if own else sum(key.startswith(HEADS) for key in weights.place.state)
     state = {VIT + key: value for key, value in state.items()}
-    return load_strictly(encoder, state, f'{weights.origin} ({theirs.origin.library})', allow_missing, unused, (), theirs)
+    try:
+        return load_strictly(encoder, state, f'{weights.origin} ({theirs.origin.library})', allow_missing, unused, (), theirs, REMEDY_VIT)
+    except CheckpointError as error:
+        raise CheckpointError(f'{str(error).rstrip(".")}.{own_model(weights, encoder)}') from error
+
+
+def own_model(weights: Weights, encoder: nn.Module) -> str:
+    """A sentence that names the model of timm which the weights are of, where it is known and another one than the encoder."""
+    try:
+        arguments = dict(weights.timm_model().arguments)
+    except CheckpointError:
+        return ''
+    name = arguments.pop('model_name')
+    arguments = {key: value for key, value in arguments.items() if key != 'img_size' and encoder.arguments.get(key) != value}
+    if name == encoder.model_name and not arguments:
+        return ''
+    settings = ', '.join(f'{key}={value!r}' for key, value in dict(model_name=name, **arguments).items())
+    return f' By its tensors it is {name}: set {settings} in the encoder.'
 
 
 def check_heads_agree(origin: str, theirs: int | None, ours: int, where: str):
@@ -123,6 +145,7 @@ def load_strictly(
     unused: int = 0,
     notes: Iterable[str] = (),
     spec: EncoderSpec | None = None,
+    remedy: str = REMEDY,
 ) -> str:
     """Load a state dict that has to cover the module; report matched, resized, missing and unexpected tensors.
 
@@ -134,6 +157,7 @@ def load_strictly(
         unused: Number of tensors of the checkpoint that are not meant for this module, for the report.
         notes: Further sentences for the report.
         spec: What is known of the encoder in the state dict.
+        remedy: What to do where it does not fit, for the message.
 
     Raises:
         CheckpointError: A tensor is missing, unexpected or of another shape. The message names the first ones and the remedy.
@@ -163,9 +187,7 @@ def load_strictly(
         raise CheckpointError(
             f'{origin} does not fit this {name} ({len(state) - len(unexpected) - len(clashes)} of {len(target)} tensors match). '
             + '. '.join(problems)
-            + '. Give the model the arch and patch_size of the checkpoint, its in_channels unless they are 3, and '
-            'layer_scale_init_value=0 where it has no gamma; convert other layouts with tools/model_converters/convert.py; list what may '
-            'be missing or of another shape in init_cfg.allow_missing.'
+            + f'. {remedy}; list what may be missing or of another shape in init_cfg.allow_missing.'
         )
     loaded = [key for key in state if key in target and key not in clashing]
     # strict=False only for what was excused above.

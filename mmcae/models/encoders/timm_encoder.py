@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ...checkpoints import EncoderSpec, ViewSpec, load_encoder_weights, pretrained_source
+from ...checkpoints.tables import square_grid
 from ...checkpoints.timm_names import VIT
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError, nearest
@@ -250,8 +251,10 @@ class TimmEncoder(Encoder):
         table = state.get(f'{VIT}pos_embed')
         if table is not None and self.vit.pos_embed is not None and table.shape[-1] == self.embed_dims:
             prefix = 0 if self.vit.no_embed_class else self.num_prefix_tokens
-            source = spec.grid if spec and spec.grid[0] * spec.grid[1] == table.shape[1] - prefix else None
-            if table.shape[1] != self.vit.pos_embed.shape[1] or (source or self.grid) != self.grid:
+            count = table.shape[1] - prefix
+            source = spec.grid if spec and spec.grid[0] * spec.grid[1] == count else square_grid(count)
+            # A table of no grid has rows for other prefix tokens than the model's: it stays, and its shape is reported.
+            if source is not None and (count != len(self.vit.pos_embed[0]) - prefix or source != self.grid):
                 fitted[f'{VIT}pos_embed'] = resample_abs_pos_embed(table.float(), self.grid, source, num_prefix_tokens=prefix)
         return fitted
 

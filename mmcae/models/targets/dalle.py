@@ -104,7 +104,7 @@ class DALLETokenizer(Tokenizer):
     Its view has `(pixels + 31.875) / 318.75`, the authors' 0.8 x + 0.1 of pixels x in [0, 1]; for 14x14 patches it is 112x112.
 
     Args:
-        checkpoint: Local file with the encoder's weights: what `tools/model_converters/convert.py` makes of OpenAI's `encoder.pkl`, that
+        checkpoint: Local file with the encoder's weights: what `mmcae convert` makes of OpenAI's `encoder.pkl`, that
             file itself (read without running code from it), or mmpretrain's `dalle_encoder.pth`. Its tensors tell the sizes.
             None leaves the encoder random, in full size: for measuring speed.
         decoder_checkpoint: The same for `decoder.pkl`. Only :meth:`decode` needs it.
@@ -162,7 +162,7 @@ class DALLETokenizer(Tokenizer):
         if self.decoder is None:
             raise ConfigError(
                 'DALLETokenizer needs decoder_checkpoint=PATH to draw images; '
-                'python tools/model_converters/convert.py decoder.pkl data/tokenizers/dalle_decoder.pth prepares it'
+                'mmcae convert decoder.pkl data/tokenizers/dalle_decoder.pth prepares it'
             )
         with no_autocast(targets.device):
             return self.decoder(targets)[:, :3].sigmoid()
@@ -198,7 +198,7 @@ def read_dalle(path: str | Path, part: str) -> StateDict:
     Raises:
         CheckpointError: No such file, with the command that prepares it; or weights of something else.
     """
-    converter = f'python tools/model_converters/convert.py {part}.pkl data/tokenizers/dalle_{part}.pth'
+    converter = f'mmcae convert {part}.pkl data/tokenizers/dalle_{part}.pth'
     remedy = f"Get OpenAI's {part}.pkl (https://cdn.openai.com/dall-e/{part}.pkl) and run: {converter}"
     if Path(path).suffix == '.pkl' and Path(path).is_file():
         state = read_module(path)

@@ -1,5 +1,7 @@
 """TimmEncoder: the same numbers as timm's own models, with all patches and with some, and one line for what it does not take."""
 
+import itertools
+
 import pytest
 import timm
 import torch
@@ -187,6 +189,18 @@ def test_weights_of_another_size(tmp_path):
     larger = make('vit_small_patch14_dinov2', img_size=84, **settings)
     larger.init_weights()
     assert larger.grid == (6, 6)
+
+
+RELEASED = ['vit_small_patch14_dinov2', 'vit_small_patch14_reg4_dinov2', 'vit_small_patch16_dinov3', 'eva02_small_patch14_224']
+
+
+@pytest.mark.parametrize('saved, built', list(itertools.permutations(RELEASED, 2)))
+def test_weights_of_another_model(tmp_path, saved, built):
+    """At another size too, whose positions would be resized: the message names the model of timm that the file is of."""
+    torch.save(timm.create_model(saved, num_classes=0, **(SMALL | MODELS[saved])).state_dict(), tmp_path / 'vit.pth')
+    size = 2 * MODELS[built]['img_size']
+    with pytest.raises(CheckpointError, match=rf'By its tensors it is {saved}: set model_name=.{saved}.* in the encoder\.$'):
+        make(built, img_size=size, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))).init_weights()
 
 
 @pytest.mark.parametrize('name', ['vit_small_patch14_reg4_dinov2', 'vit_small_patch16_dinov3', 'vit_base_patch16_clip_quickgelu_224'])

@@ -102,7 +102,7 @@ def test_openai_pickle(theirs, tmp_path, images, monkeypatch):
 
 def test_missing_file_names_path_and_command(tmp_path):
     path = tmp_path / 'tokenizers' / 'dalle_encoder.pth'
-    command = re.escape('tools/model_converters/convert.py encoder.pkl data/tokenizers/dalle_encoder.pth')
+    command = re.escape('mmcae convert encoder.pkl data/tokenizers/dalle_encoder.pth')
     with pytest.raises(CheckpointError, match=f'{re.escape(str(path))}.*{command}'):
         DALLETokenizer(path)
 
