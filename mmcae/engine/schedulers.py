@@ -37,7 +37,10 @@ class WarmupCosineLR(LRSchedulerMixin, _ParamScheduler):
         verbose: bool = False,
     ):
         if not 0 <= warmup < end - begin or end >= INF:
-            raise ConfigError(f'WarmupCosineLR: the warm-up ({warmup}) must be shorter than the schedule (from {begin} to {end})')
+            raise ConfigError(
+                f'WarmupCosineLR: the warm-up ({warmup}) must be shorter than the schedule (from {begin} to {end}): train longer, or set '
+                'warmup lower in param_scheduler'
+            )
         self.warmup, self.eta_min = int(warmup), eta_min
         super().__init__(optimizer, begin, end, last_step, by_epoch, verbose)
 

@@ -105,3 +105,9 @@ def test_learning_rates_fall_towards_the_first_layers(repository, tmp_path):
     )
     assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=0.5)
     assert cfg.model.backbone.frozen_stages == -1
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_single_epoch_has_no_warmup(repository, recipe):
+    cfg = load_config(repository / f'configs/adapt/{recipe}.py', ['max_epochs=1'])
+    assert (cfg.param_scheduler[0].warmup, cfg.param_scheduler[0].end) == (0, 1)
