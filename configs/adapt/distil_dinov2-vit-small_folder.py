@@ -31,11 +31,14 @@ num_masked = grid**2 // 8  # few: the student is to see the image as its users w
 supervise = ['cls', 'visible', 'masked']
 regressor_layers = 1
 default_hooks = dict(checkpoint=dict(interval=5, max_keep_ckpts=2))  # and the last epoch
+warmup = max_epochs // 20
 
 # ---- rarely changed: what follows from the above
 optim_wrapper = dict(optimizer=dict(lr=base_lr))
 train_cfg = dict(max_epochs=max_epochs)
-param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=5, end=max_epochs, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]
+param_scheduler = [
+    dict(type='mmcae.WarmupCosineLR', warmup=warmup, end=max_epochs, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)
+]
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -15,6 +15,8 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=layer_decay),
     clip_grad=dict(max_norm=3.0),
 )
-param_scheduler = [dict(type='mmcae.WarmupCosineLR', warmup=warmup, end=max_epochs, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)]
+param_scheduler = [
+    dict(type='mmcae.WarmupCosineLR', warmup=warmup, end=max_epochs, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True)
+]
 train_cfg = dict(type='mmcae.EpochBasedTrainLoop', max_epochs=max_epochs)
 auto_scale_lr = dict(base_batch_size=256, enable=False)
