@@ -21,7 +21,7 @@ from mmcae.utils.configs.loading import last_checkpoint, load_config
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
 # What a command may begin with besides our own tools; how to install system packages, fetch the repository, look at things.
-OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'torchrun', 'docker', 'mim', 'python3'}
+OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'docker', 'mim', 'python3'}
 PLACEHOLDER = re.compile(r'[A-Z][A-Z_0-9]*')
 
 
@@ -40,7 +40,13 @@ def links_of(text):
     """Targets of links and pictures in a document that are no addresses."""
     without_code = re.sub(r'```.*?```', '', text, flags=re.DOTALL)
     targets = re.findall(r'\]\(([^)\s]+)\)', without_code) + re.findall(r'(?:src|href)="([^"]+)"', without_code)
-    return [target for target in targets if not re.match(r'[a-z]+:|#', target)]
+    return [target for target in targets if not re.match(r'[a-z]+:', target)]
+
+
+def anchors_of(text):
+    """What a link into a document may end in: its headings, as sites and code hosts write them."""
+    headings = re.findall(r'^#+ (.*)$', re.sub(r'```.*?```', '', text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
 
 CASES = [(document, words) for document in DOCUMENTS if document.exists() for words in commands_of(document.read_text())]
@@ -53,7 +59,12 @@ def test_command(document, words):
 
 @pytest.mark.parametrize('document', [path for path in DOCUMENTS if path.exists()], ids=lambda path: path.name)
 def test_links_lead_somewhere(document):
-    dead = [link for link in links_of(document.read_text()) if not (document.parent / link.split('#')[0]).exists()]
+    dead = []
+    for link in links_of(document.read_text()):
+        path, _, anchor = link.partition('#')
+        target = document.parent / path if path else document
+        if not target.exists() or (anchor and target.suffix == '.md' and anchor not in anchors_of(target.read_text())):
+            dead.append(link)
     assert not dead
 
 
@@ -69,6 +80,8 @@ def check(words):
         check_tool(*arguments)
     elif program == 'mmcae':
         check_command(*arguments)
+    elif program == 'torchrun':
+        check(['mmcae', *arguments[arguments.index('mmcae') + 1 :]])
     elif program == 'pip':
         check_extras(arguments)
     else:
@@ -195,3 +208,4 @@ def test_commands_are_read_as_people_write_them():
     text = 'a\n```bash\n# comment\nOMP_NUM_THREADS=1 python tools/x.py "a b" \\\n    --y 1  # why\n\nmake z\n```\n```python\nmake no\n```\n'
     assert list(commands_of(text)) == [['python', 'tools/x.py', 'a b', '--y', '1'], ['make', 'z']]
     assert links_of('[a](b.md#c) ![d](e.png) [f](https://x.y) <img src="g.png">\n```bash\n[h](i)\n```') == ['b.md#c', 'e.png', 'g.png']
+    assert anchors_of('# A b, `c`\n```bash\n# d\n```\n## E-f') == {'a-b-c', 'e-f'}

@@ -1,7 +1,7 @@
 """Go on from a released encoder on a folder of your own images by CAE: its features are the targets of the decoder, and the alignment pulls
 the predicted latents to those of the encoder that learns.
 
-    python tools/train.py configs/adapt/cae_dinov2-vit-small_folder.py --cfg-options data_root=/path/to/images \
+    mmcae train adapt/cae_dinov2-vit-small_folder data_root=FOLDER \
         checkpoint=/path/to/dinov2_vits14_reg4_pretrain.pth
 
 One GPU. Unlike in cae_v2_dinov2-vit-small_folder.py only the masked patches are compared with the released encoder, so the result may move

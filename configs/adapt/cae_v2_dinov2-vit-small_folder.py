@@ -1,6 +1,6 @@
 """Go on from a released encoder on a folder of your own images: it is its own frozen teacher, and CAE v2 compares all tokens with it.
 
-    python tools/train.py configs/adapt/cae_v2_dinov2-vit-small_folder.py --cfg-options data_root=/path/to/images \
+    mmcae train adapt/cae_v2_dinov2-vit-small_folder data_root=FOLDER \
         checkpoint=/path/to/dinov2_vits14_reg4_pretrain.pth
 
 One GPU. No heads of the encoder's own method are needed. docs/adapt.md says which recipe for whom, and how the result goes on.

@@ -1,6 +1,6 @@
 """Distil a large released encoder into a ViT-S on a folder of your own images: all tokens of the student are compared with the teacher's.
 
-    python tools/train.py configs/adapt/distil_dinov2-vit-small_folder.py --cfg-options data_root=/path/to/images \
+    mmcae train adapt/distil_dinov2-vit-small_folder data_root=FOLDER \
         teacher_checkpoint=/path/to/dinov2_vitl14_reg4_pretrain.pth student_checkpoint=/path/to/dinov2_vits14_reg4_pretrain.pth
 
 One GPU. The student starts from a released small encoder; model.backbone.init_cfg=None starts it from nothing, which takes far more images.

@@ -1,6 +1,6 @@
 # CAE-B on ImageNet-1k, 300 epochs: the paper's base recipe. The authors' figures: linear 64.5, attentive 74.0, fine-tuning 83.6 top-1.
 # 32 GPUs x 64 images = 2048. With fewer GPUs keep 2048 by a larger train_dataloader.batch_size or by optim_wrapper.accumulative_counts, or
-# call tools/train.py with --auto-scale-lr. On purpose different from the authors: bfloat16 in place of float16 with a scaled loss.
+# call mmcae train with --auto-scale-lr. On purpose different from the authors: bfloat16 in place of float16 with a scaled loss.
 
 _base_ = [
     '../_base_/models/cae_vit-base.py',
@@ -13,7 +13,7 @@ _base_ = [
 # ---- often changed, here or by --cfg-options
 # data_root                                where the images are
 # train_dataloader.batch_size               images per GPU
-# model.target_generator.checkpoint         DALL-E's encoder, prepared by tools/model_converters/convert.py
+# model.target_generator.checkpoint         DALL-E's encoder, prepared by mmcae convert
 # ---- possibly changed: the precision and the length, in ../_base_/schedules/cae_300e.py; how often to save
 # The last epoch is saved in any case. What --resume goes on from is saved besides, every recovery_interval iterations
 # (../_base_/runtimes/pretraining.py).

@@ -1,7 +1,7 @@
 # cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py without its tokenizer, a third of the arithmetic: every epoch shows one of eight views of
 # each image that were drawn beforehand, and reads their tokens. Fewer views than in the paper, so not its recipe: docs/tokenizers.md.
 #
-#     python tools/dataset_converters/store_tokens.py configs/cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py data/imagenet_tokens
+#     mmcae tokens cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k data/imagenet_tokens
 
 _base_ = ['cae_vit-base-p16_32xb64-amp-coslr-300e_in1k.py']
 

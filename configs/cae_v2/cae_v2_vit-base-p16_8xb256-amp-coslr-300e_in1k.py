@@ -1,6 +1,6 @@
 # CAE v2-B on ImageNet-1k, 300 epochs, with CLIP-B/16 as teacher (arXiv 2211.09799). Reported elsewhere for this model: linear 80.5,
 # fine-tuning 85.3 top-1; the authors print no table that goes with their scripts.
-# 8 GPUs x 256 images = 2048. With fewer GPUs keep 2048 by optim_wrapper.accumulative_counts, or call tools/train.py with --auto-scale-lr.
+# 8 GPUs x 256 images = 2048. With fewer GPUs keep 2048 by optim_wrapper.accumulative_counts, or call mmcae train with --auto-scale-lr.
 # On purpose different from the authors: bfloat16 in place of float16 with a scaled loss.
 
 _base_ = [

@@ -1,6 +1,6 @@
 # CAE v2-S on the images of Objects365, from the encoder that ImageNet gave: what LW-DETR's backbones are. LW-DETR's other sizes: this with
 # the tiny or the base recipe as _base_. docs/checkpoints.md says how the encoder gets into LW-DETR.
-#     python tools/train.py configs/cae_v2/cae_v2_vit-small-p16_8xb256-amp-coslr-300e_objects365.py
+#     mmcae train cae_v2/cae_v2_vit-small-p16_8xb256-amp-coslr-300e_objects365
 
 _base_ = ['cae_v2_vit-small-p16_8xb256-amp-coslr-300e_in1k.py']
 

@@ -1,6 +1,6 @@
 """CAE v2 with a ViT-S encoder on a folder of your own images, on one GPU, taught by an encoder that you have as a file.
 
-    python tools/train.py configs/custom/cae_v2_vit-small_folder.py --cfg-options data_root=/path/to/images \
+    mmcae train custom/cae_v2_vit-small_folder data_root=FOLDER \
         teacher.checkpoint=/path/to/ViT-B-16.pt
 
 The teacher is OpenAI's CLIP; or a model of timm, such as DINOv2's or UNI's ViT, with teacher.model below; or any encoder of mmcae. Nothing

@@ -1,5 +1,5 @@
 # Go on pretraining a released CAE with images of your own: what to do where they are few (thousands to some hundred thousand).
-#     python tools/train.py configs/custom/cae_vit-base_continued.py --cfg-options data_root=/path/to/images \
+#     mmcae train custom/cae_vit-base_continued data_root=FOLDER \
 #         model.init_cfg.checkpoint=/path/to/cae_base.pth
 # docs/tokenizers.md, "Start from a released encoder", says when which parts.
 

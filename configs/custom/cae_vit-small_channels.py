@@ -1,5 +1,5 @@
 # CAE on other images than square RGB ones: grey or with many channels, of other proportions, in other patches.
-#     python tools/train.py configs/custom/cae_vit-small_channels.py --cfg-options data_root=/path/to/images
+#     mmcae train custom/cae_vit-small_channels data_root=FOLDER
 # As it stands: grey images of 192x256 pixels. Copy the file and change the first block; everything below follows from it.
 
 _base_ = [

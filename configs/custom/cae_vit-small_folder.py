@@ -1,6 +1,6 @@
 """CAE with a ViT-S encoder on a folder of your own images, on one GPU. No labels are needed and, with pixels as targets, no tokenizer.
 
-    python tools/train.py configs/custom/cae_vit-small_folder.py --cfg-options data_root=/path/to/images
+    mmcae train custom/cae_vit-small_folder data_root=FOLDER
 
 The folder may hold any tree of JPEG, PNG, WebP, TIFF, BMP or PPM files, in any mixture of sizes and modes. What you may want to change:
 

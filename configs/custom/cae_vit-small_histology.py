@@ -1,6 +1,6 @@
 r"""CAE with a ViT-S encoder on tiles of stained tissue (haematoxylin and eosin): cae_vit-small_folder.py with what is known about tissue.
 
-    python tools/train.py configs/custom/cae_vit-small_histology.py --cfg-options data_root=/path/to/tiles
+    mmcae train custom/cae_vit-small_histology data_root=TILES
 
 The folder holds tiles as the usual tilers write them, such as one folder for each slide. Tissue has no top and no side, so tiles are
 flipped and turned by 90 degrees; laboratories stain differently, so the amounts of the stains vary. Both views of a tile share all of it.
@@ -27,7 +27,7 @@ stain_scale = 0.15
 stain_shift = 0.03
 
 # ---- rarely changed
-data_preparation = 'Put the tiles there, such as in a folder for each slide, or name their folder: --cfg-options data_root=/path/to/tiles'
+data_preparation = 'Put the tiles there, such as in a folder for each slide, or name their folder: data_root=TILES'
 known = dict(tile_mpp=tile_mpp, table=mpp_table, pattern=mpp_pattern)
 by_microns = [dict(type='mmcae.MicronScale', mpp=view_mpp, view_size=_base_.image_size, **known)]
 train_pipeline = [

@@ -1,7 +1,7 @@
 # Attentive probing of the small encoder on the embedded digits, with 2,000 labels: seconds, since the frozen features are computed once.
-#     python tools/train.py configs/digits/attentive_vit-digits.py --cfg-options model.backbone.init_cfg.checkpoint=CHECKPOINT
+#     mmcae train digits/attentive_vit-digits model.backbone.init_cfg.checkpoint=CHECKPOINT
 # With an encoder of random weights: model.backbone.init_cfg=None. With fewer labels: train_dataloader.dataset.labels=500.
-# Training ends with the accuracy on val, to tune on; tools/test.py gives the one on test, to publish.
+# Training ends with the accuracy on val, to tune on; mmcae test gives the one on test, to publish.
 
 _base_ = ['../_base_/models/attentive_vit-base.py', '../_base_/datasets/digits_classification.py', '../_base_/runtimes/classification.py']
 

@@ -1,5 +1,5 @@
 # BEiT with the encoder, targets and images of cae_vit-digits.py.
-#     python tools/train.py configs/digits/beit_vit-digits.py
+#     mmcae train digits/beit_vit-digits
 
 _base_ = ['cae_vit-digits.py']
 

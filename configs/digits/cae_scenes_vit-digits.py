@@ -1,6 +1,6 @@
 # The second stage of cae_vit-digits.py: on scenes of 96 pixels, so that the encoder has seen the grid of detection. In the first stage it
 # sees 4x4 patches; on the 12x12 of a scene its attention then gathers at the border and the corners in place of the digits.
-#     python tools/train.py configs/digits/cae_scenes_vit-digits.py
+#     mmcae train digits/cae_scenes_vit-digits
 
 _base_ = ['cae_vit-digits.py']
 

@@ -1,5 +1,5 @@
 # CAE v2 on the embedded digits, taught by the encoder that cae_vit-digits.py makes.
-#     python tools/train.py configs/digits/cae_v2_vit-digits.py
+#     mmcae train digits/cae_v2_vit-digits
 
 _base_ = ['cae_teacher_vit-digits.py']
 

@@ -1,6 +1,6 @@
 """CAE on the embedded digits: the whole algorithm on a laptop's CPU, in about four minutes of one core.
 
-python tools/train.py configs/digits/cae_vit-digits.py
+mmcae train digits/cae_vit-digits
 """
 
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/models/cae_vit-digits.py', '../_base_/runtimes/pretraining.py']
@@ -8,7 +8,7 @@ _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/models/cae_vit-dig
 # ---- often changed
 max_iters = 1600
 base_lr = 2e-3
-tokenizer = 'work_dirs/tokenizer_digits/tokenizer.pth'  # made by tools/train.py configs/digits/tokenizer_digits.py
+tokenizer = 'work_dirs/tokenizer_digits/tokenizer.pth'  # made by mmcae train digits/tokenizer_digits
 
 # ---- possibly changed
 model = dict(target_generator=dict(checkpoint=tokenizer))

@@ -1,5 +1,5 @@
 # data2vec with the encoder and images of cae_vit-digits.py. Needs no tokenizer: the encoder's own average is the teacher.
-#     python tools/train.py configs/digits/data2vec_vit-digits.py
+#     mmcae train digits/data2vec_vit-digits
 
 _base_ = ['cae_vit-digits.py']
 

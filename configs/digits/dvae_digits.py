@@ -1,7 +1,7 @@
 """A discrete VAE on the embedded digits: two minutes of one core. To compare with tokenizer_digits.py, and to try things on.
 
-python tools/train.py configs/digits/dvae_digits.py
-python tools/train.py configs/digits/cae_dvae_vit-digits.py
+mmcae train digits/dvae_digits
+mmcae train digits/cae_dvae_vit-digits
 """
 
 _base_ = ['tokenizer_digits.py']

@@ -1,7 +1,7 @@
 # Fine-tuning the small encoder on the embedded digits with 100 labels: about ten seconds of one core.
-#     python tools/train.py configs/digits/finetune_vit-digits.py --cfg-options model.backbone.init_cfg.checkpoint=CHECKPOINT
+#     mmcae train digits/finetune_vit-digits model.backbone.init_cfg.checkpoint=CHECKPOINT
 # From random weights: model.backbone.init_cfg=None. With more labels: train_dataloader.dataset.labels=500.
-# Training ends with the accuracy on val, to tune on; tools/test.py gives the one on test, to publish.
+# Training ends with the accuracy on val, to tune on; mmcae test gives the one on test, to publish.
 
 _base_ = ['../_base_/models/finetune_vit-base.py', '../_base_/datasets/digits_classification.py', '../_base_/runtimes/classification.py']
 

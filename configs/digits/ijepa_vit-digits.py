@@ -1,5 +1,5 @@
 # I-JEPA with the encoder and images of cae_vit-digits.py. Needs no tokenizer: the encoder's own average makes the targets.
-#     python tools/train.py configs/digits/ijepa_vit-digits.py
+#     mmcae train digits/ijepa_vit-digits
 
 _base_ = ['cae_vit-digits.py']
 

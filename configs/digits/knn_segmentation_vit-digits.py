@@ -1,5 +1,5 @@
 # kNN segmentation of digit scenes by frozen patch features: each patch takes the votes of its nearest labelled patches. No training:
-#     python tools/test.py configs/digits/knn_segmentation_vit-digits.py CHECKPOINT
+#     mmcae test digits/knn_segmentation_vit-digits CHECKPOINT
 # where the checkpoint is one of pretraining, an encoder, or any model of this repository with such an encoder.
 # k, out of 1, 3, 10 and 30, is chosen on val. Judges on test; on val: --cfg-options test_split=val
 

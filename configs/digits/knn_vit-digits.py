@@ -1,5 +1,5 @@
 # Nearest neighbours with the frozen small encoder on the embedded digits, among 2,000 labelled ones. No training:
-#     python tools/test.py configs/digits/knn_vit-digits.py CHECKPOINT
+#     mmcae test digits/knn_vit-digits CHECKPOINT
 # where the checkpoint is one of pretraining, an encoder, or any model of this repository with such an encoder.
 # Judges on test; to choose on val: --cfg-options test_split=val
 

@@ -1,5 +1,5 @@
 # Linear segmentation of digit scenes: one linear layer on frozen patch features, for each of ten learning rates, chosen on val:
-#     python tools/test.py configs/digits/linear_segmentation_vit-digits.py CHECKPOINT
+#     mmcae test digits/linear_segmentation_vit-digits CHECKPOINT
 # The layer is trained in the test, within seconds; the checkpoint may be any that knn_segmentation_vit-digits.py takes.
 
 _base_ = ['knn_segmentation_vit-digits.py']

@@ -3,7 +3,7 @@
 # token: 18 tokens. MAE encodes 5 and the cls token, so it gets three times the iterations. The count favours MAE: CAE's 12 alignment tokens
 # carry no gradient.
 # In other configs its encoder takes model.backbone.layer_scale_init_value=0 (mmpretrain's ViT has no layer scale):
-#     python tools/train.py configs/digits/linear_vit-digits.py --cfg-options model.backbone.layer_scale_init_value=0 \
+#     mmcae train digits/linear_vit-digits model.backbone.layer_scale_init_value=0 \
 #         model.backbone.init_cfg.checkpoint=work_dirs/mae_vit-digits/iter_4800.pth
 
 _base_ = ['cae_vit-digits.py']

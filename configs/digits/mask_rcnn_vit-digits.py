@@ -1,8 +1,8 @@
 # Mask R-CNN on the small encoder, embedded digit scenes of 96x96 pixels, 10 classes: about four minutes on one core.
 # From random initialisation:
-#     python tools/train.py configs/digits/mask_rcnn_vit-digits.py
+#     mmcae train digits/mask_rcnn_vit-digits
 # from a pretrained encoder, with the same budget:
-#     python tools/train.py configs/digits/mask_rcnn_vit-digits.py --cfg-options model.backbone.init_cfg.checkpoint=CHECKPOINT
+#     mmcae train digits/mask_rcnn_vit-digits model.backbone.init_cfg.checkpoint=CHECKPOINT
 
 _base_ = ['../_base_/models/mask_rcnn_vit-base.py', '../_base_/datasets/digits_coco.py', '../_base_/runtimes/detection.py']
 

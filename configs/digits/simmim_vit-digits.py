@@ -1,5 +1,5 @@
 # SimMIM with the encoder and images of cae_vit-digits.py: the pixels themselves as targets. Needs no tokenizer.
-#     python tools/train.py configs/digits/simmim_vit-digits.py
+#     mmcae train digits/simmim_vit-digits
 
 _base_ = ['cae_vit-digits.py']
 

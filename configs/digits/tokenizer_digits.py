@@ -1,6 +1,6 @@
 """The tokenizer of the embedded digits: a codebook of 64 grey patches, learned in seconds. It makes the targets of cae_vit-digits.py.
 
-python tools/train.py configs/digits/tokenizer_digits.py
+mmcae train digits/tokenizer_digits
 """
 
 _base_ = ['../_base_/datasets/digits_pretrain.py', '../_base_/runtimes/pretraining.py']

@@ -1,7 +1,7 @@
 # UperNet on the small encoder, digit scenes of 64x64 pixels, 11 classes: about two minutes on one core. From random initialisation:
-#     python tools/train.py configs/digits/upernet_vit-digits.py
+#     mmcae train digits/upernet_vit-digits
 # from a pretrained encoder, with the same budget:
-#     python tools/train.py configs/digits/upernet_vit-digits.py --cfg-options model.backbone.init_cfg.checkpoint=CHECKPOINT
+#     mmcae train digits/upernet_vit-digits model.backbone.init_cfg.checkpoint=CHECKPOINT
 
 _base_ = ['../_base_/datasets/digits_segmentation.py', '../_base_/runtimes/segmentation.py']
 

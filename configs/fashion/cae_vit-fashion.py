@@ -1,5 +1,5 @@
 # cae_vit-digits.py on Fashion-MNIST, after tokenizer_fashion.py.
-#     python tools/train.py configs/fashion/cae_vit-fashion.py
+#     mmcae train fashion/cae_vit-fashion
 
 _base_ = ['../digits/cae_vit-digits.py', '../_base_/datasets/fashion.py']
 

@@ -1,5 +1,5 @@
 # tokenizer_digits.py on Fashion-MNIST: a codebook of 64 grey patches, the targets of cae_vit-fashion.py.
-#     python tools/train.py configs/fashion/tokenizer_fashion.py
+#     mmcae train fashion/tokenizer_fashion
 
 _base_ = ['../digits/tokenizer_digits.py', '../_base_/datasets/fashion.py']
 

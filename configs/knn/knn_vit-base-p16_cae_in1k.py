@@ -1,5 +1,5 @@
 # Nearest neighbours with the frozen CAE-B on ImageNet-1k. No training:
-#     python tools/test.py configs/knn/knn_vit-base-p16_cae_in1k.py CHECKPOINT
+#     mmcae test knn/knn_vit-base-p16_cae_in1k CHECKPOINT
 # where the checkpoint is one of pretraining (mmcae's, the authors' or mmpretrain's), an encoder, or any classifier on CAEViT.
 
 _base_ = [

@@ -1,5 +1,5 @@
 # Nearest neighbours with the frozen CAE-L on ImageNet-1k. No training:
-#     python tools/test.py configs/knn/knn_vit-large-p16_cae_in1k.py CHECKPOINT
+#     mmcae test knn/knn_vit-large-p16_cae_in1k CHECKPOINT
 # All else as for the base model.
 
 _base_ = ['knn_vit-base-p16_cae_in1k.py']

@@ -1,6 +1,6 @@
 """A discrete VAE on a folder of your own images: tokens for CAE where DALL-E's do not fit. Labels are not needed.
 
-    python tools/train.py configs/tokenizer/dvae_folder.py --cfg-options data_root=/path/to/images
+    mmcae train tokenizer/dvae_folder data_root=FOLDER
 
 The folder may hold any tree of JPEG, PNG, WebP, TIFF, BMP or PPM files; ann_file takes a list of them instead. The checkpoint goes into a
 pretraining config by one line: the base `../_base_/targets/dvae.py`, which names it. docs/tokenizers.md tells more, and compares it with
@@ -37,7 +37,7 @@ model = dict(
 )
 
 # ---- rarely changed
-data_preparation = 'Put your images there, in any tree of folders, or name their folder: --cfg-options data_root=/path/to/images'
+data_preparation = 'Put your images there, in any tree of folders, or name their folder: data_root=FOLDER'
 train_dataloader = dict(
     batch_size=batch_size,
     num_workers=num_workers,

@@ -1,4 +1,4 @@
-"""From a checked config to mmengine's Runner, on one process or many, with or without a GPU: shared by tools/train.py and tools/test.py."""
+"""From a checked config to mmengine's Runner, on one process or many, with or without a GPU: shared by mmcae train and mmcae test."""
 
 import os
 from pathlib import Path

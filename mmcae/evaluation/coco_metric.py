@@ -37,7 +37,7 @@ class CocoMetric(MMDetCocoMetric):
         if not coco.objects.count and not self.format_only:
             raise DataError(
                 f'{ann_file} has no annotations to score against; for images without them set format_only=True and outfile_prefix=... '
-                '(tools/test.py: --out NAME)'
+                '(mmcae test: --out NAME)'
             )
         if not coco.objects.as_usual():
             print_log(f'Scored by {ann_file}{coco.objects.summary()}', 'current', logging.WARNING)

@@ -291,7 +291,7 @@ TRAIN = {
     '{cae} --cfg-options model.decoder.embed_dims=64': ('decoder.embed_dims=64', 'make them equal'),
     # the tokenizer
     '{cae} --cfg-options model.target_generator.type=mmcae.PatchCodebok': ("'mmcae.PatchCodebook'",),
-    '{cae} --cfg-options model.target_generator.checkpoint={folder}/absent.pth': ('There is no tokenizer', 'absent.pth', 'tools/train.py'),
+    '{cae} --cfg-options model.target_generator.checkpoint={folder}/absent.pth': ('There is no tokenizer', 'absent.pth', 'mmcae train'),
     '{cae} --cfg-options model.target_generator.checkpoint={checkpoint}': ('cae.pth holds no PatchCodebook',),
     '{cae} --cfg-options model.target_generator.checkpoint={code}': ('code.pth was refused', 'can run code'),
     '{cae} --cfg-options model.target_generator.type=mmcae.DiscreteVAE': ('codebook.pth holds no DiscreteVAE',),

@@ -34,7 +34,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),  # after Resize: scores are counted in the original image
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# tools/test.py --tta: the image and its mirror image at three scales.
+# mmcae test --tta: the image and its mirror image at three scales.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -20,7 +20,7 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),  # after Resize: scores are counted in the original image
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
-# tools/test.py --tta: the image and its mirror image. Larger scales would be padded to twice the size.
+# mmcae test --tta: the image and its mirror image. Larger scales would be padded to twice the size.
 tta_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(

@@ -4,7 +4,7 @@
 data_root = 'data/digits/classification/'
 labels = 1.0  # share of the training labels (0.01, 0.1, 1.0), or a whole number of them (100, 500, 2000), balanced over the classes
 batch_size = 128
-test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
+test_split = 'test'  # what mmcae test judges on: val to choose by, test to publish
 
 # ---- possibly changed
 num_workers = 1

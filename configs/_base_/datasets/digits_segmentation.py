@@ -3,7 +3,7 @@
 # ---- often changed
 data_root = 'data/digits/'
 batch_size = 16
-test_split = 'test'  # what tools/test.py judges on: val to choose by, test to publish
+test_split = 'test'  # what mmcae test judges on: val to choose by, test to publish
 
 # ---- possibly changed
 num_workers = 1

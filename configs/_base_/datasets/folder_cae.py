@@ -36,7 +36,7 @@ data_preprocessor = dict(
 )
 
 # ---- rarely changed
-data_preparation = 'Put your images there, in any tree of folders, or name their folder: --cfg-options data_root=/path/to/images'
+data_preparation = 'Put your images there, in any tree of folders, or name their folder: data_root=FOLDER'
 train_pipeline = [loading, dict(type='RandomFlip', prob=0.5), crop, mask, dict(type='PackInputs')]
 train_dataloader = dict(
     batch_size=batch_size,

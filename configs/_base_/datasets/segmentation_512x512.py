@@ -43,7 +43,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
 
-# Six scales and their mirror images, averaged: tools/test.py --tta.
+# Six scales and their mirror images, averaged: mmcae test --tta.
 tta_model = dict(type='SegTTAModel')
 tta_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -8,7 +8,7 @@ randomness = dict(seed=0)
 # ---- possibly changed
 default_hooks = dict(
     checkpoint=dict(type='mmcae.CheckpointHook', interval=1, max_keep_ckpts=2),
-    visualization=dict(type='VisualizationHook', enable=False),  # on with tools/test.py --show-dir
+    visualization=dict(type='VisualizationHook', enable=False),  # on with mmcae test --show-dir
 )
 visualizer = dict(type='UniversalVisualizer')
 

@@ -5,7 +5,7 @@ _base_ = 'default.py'
 # ---- possibly changed
 default_hooks = dict(
     checkpoint=dict(type='mmcae.CheckpointHook', interval=1, max_keep_ckpts=2),
-    visualization=dict(type='DetVisualizationHook'),  # off unless tools/test.py is called with --show-dir
+    visualization=dict(type='DetVisualizationHook'),  # off unless mmcae test is called with --show-dir
 )
 visualizer = dict(type='DetLocalVisualizer', name='visualizer')
 

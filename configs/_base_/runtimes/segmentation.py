@@ -6,7 +6,7 @@ _base_ = 'default.py'
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
     checkpoint=dict(type='mmcae.CheckpointHook', by_epoch=False, interval=8000, max_keep_ckpts=2),
-    visualization=dict(type='SegVisualizationHook', interval=1),  # off unless tools/test.py is called with --show-dir
+    visualization=dict(type='SegVisualizationHook', interval=1),  # off unless mmcae test is called with --show-dir
 )
 visualizer = dict(type='SegLocalVisualizer', name='visualizer')
 

@@ -10,7 +10,7 @@ optim_wrapper = dict(
     constructor='mmcae.LayerDecayOptimWrapperConstructor',
     clip_grad=dict(max_norm=3.0),
 )
-# Off unless tools/train.py is called with --auto-scale-lr, which scales lr by batch size / 2048.
+# Off unless mmcae train is called with --auto-scale-lr, which scales lr by batch size / 2048.
 auto_scale_lr = dict(base_batch_size=2048, enable=False)
 
 # ---- possibly changed: the length, in max_epochs and in `end`

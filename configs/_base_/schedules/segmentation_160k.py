@@ -9,7 +9,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(layer_decay_rate=0.65),
 )
 
-# tools/train.py --auto-scale-lr adapts the learning rate to another number of images.
+# mmcae train --auto-scale-lr adapts the learning rate to another number of images.
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 
 # ---- possibly changed: the length, in train_cfg and in the `end` of the decay

@@ -1,4 +1,4 @@
-"""Unlabelled images out of packed shards: what `tools/dataset_converters/pack_images.py` makes of a folder."""
+"""Unlabelled images out of packed shards: what `mmcae pack` makes of a folder."""
 
 import numpy as np
 from mmengine.dataset import BaseDataset

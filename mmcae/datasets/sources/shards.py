@@ -242,9 +242,7 @@ class Manifest:
             if version == VERSION:
                 return cls(**content)
         except FileNotFoundError:
-            raise DataError(
-                f'{folder} holds no packed images: it has no {MANIFEST}. tools/dataset_converters/pack_images.py makes one'
-            ) from None
+            raise DataError(f'{folder} holds no packed images: it has no {MANIFEST}. mmcae pack makes one') from None
         except StorageError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -270,7 +268,7 @@ class ShardReader:
         if not manifest.complete:
             raise DataError(
                 f'{folder} is not complete: its packing was interrupted after {manifest.consumed:,} files. '
-                'The same command of tools/dataset_converters/pack_images.py goes on from there'
+                'The same command of mmcae pack goes on from there'
             )
         self.names = [shard['name'] for shard in manifest.shards]
         self.sizes = [shard['bytes'] for shard in manifest.shards]
@@ -336,7 +334,7 @@ class ShardReader:
         if len(data) != size or zlib.crc32(data) != self.index.checksum[i]:
             raise DataError(
                 f'{self.place(i)}: the shard is damaged, the bytes are not those that were packed. Copy it again; '
-                f'python tools/dataset_converters/pack_images.py --verify {self.folder} finds all damage'
+                f'mmcae pack --verify {self.folder} finds all damage'
             )
         return data
 

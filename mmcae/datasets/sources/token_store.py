@@ -53,7 +53,7 @@ class TokenStore:
     """A complete store, for reading.
 
     Args:
-        folder: What `tools/dataset_converters/store_tokens.py` wrote.
+        folder: What `mmcae tokens` wrote.
 
     Attributes:
         manifest: A :class:`Manifest`.
@@ -68,7 +68,7 @@ class TokenStore:
         if self.manifest.done < self.manifest.images:
             raise DataError(
                 f'{folder} has the tokens of {self.manifest.done:,} of {self.manifest.images:,} images: let '
-                'tools/dataset_converters/store_tokens.py go on, by the same command'
+                'mmcae tokens go on by the same command'
             )
         self.box, self.flip, self.token, keys = open_arrays(self.folder, self.manifest, 'r').values()
         self.rows = np.argsort(keys, kind='stable')
@@ -120,7 +120,7 @@ def read_manifest(folder: Path) -> Manifest:
         if content.get('version', 1) == VERSION:
             return Manifest(**{**content, 'grid': tuple(content['grid'])})
     except FileNotFoundError:
-        raise DataError(f'There is no {file}: make it with tools/dataset_converters/store_tokens.py') from None
+        raise DataError(f'There is no {file}: make it with mmcae tokens') from None
     except StorageError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -21,7 +21,7 @@ class StoredViews(BaseTransform):
     keys: ``img`` becomes a list of the model's view (h, w, C) and the tokens, int32 (rows, columns, 1); ``img_shape`` becomes (h, w).
 
     Args:
-        folder (str): What `tools/dataset_converters/store_tokens.py` wrote.
+        folder (str): What `mmcae tokens` wrote.
         size (int | tuple[int, int]): Size of the model's view: one side of a square, or (height, width).
         interpolation (str): See :class:`TwoViewCrop`. Defaults to 'bicubic'.
         backend (str): See :class:`TwoViewCrop`. Defaults to 'pillow'.

@@ -82,7 +82,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     # ---------------------------------------------------------------- saving
 
     def before_run(self, runner):
-        """With `resume=True` alone, have a Runner of mmengine's go on from the checkpoint that tools/train.py would choose."""
+        """With `resume=True` alone, have a Runner of mmengine's go on from the checkpoint that mmcae train would choose."""
         if runner._resume is True and runner._load_from is None and not runner._has_loaded:
             find = (newest_checkpoint, runner.work_dir, self.out_dir, self.backend_args)
             runner._load_from, passed_over = by_first_process(*find)

@@ -133,7 +133,7 @@ class MaskedImageModel(BaseSelfSupervisor):
         if mode == 'predict':
             raise ConfigError(
                 f'{type(self).__name__} has no predictions that a metric could score: judge its encoder by the kNN probe or '
-                'tools/benchmarks/evaluate_encoder.py, or watch it while it trains with mmcae.OnlineProbe'
+                'mmcae evaluate, or watch it while it trains with mmcae.OnlineProbe'
             )
         return super().forward(inputs, data_samples, mode, **kwargs)
 

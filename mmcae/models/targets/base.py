@@ -215,7 +215,7 @@ class Tokenizer(Target):
 
 
 class TrainableTokenizer(Tokenizer, BaseModel):
-    """A tokenizer that is a model of its own until it is trained: `tools/train.py configs/tokenizer/...`, then `checkpoint=` it.
+    """A tokenizer that is a model of its own until it is trained: `mmcae train tokenizer/...`, then `checkpoint=` it.
 
     With a checkpoint it is frozen. Sizes that a config does not give are those of the checkpoint.
 
@@ -234,7 +234,7 @@ class TrainableTokenizer(Tokenizer, BaseModel):
         super().__init__(data_preprocessor=preprocessor)
         state = None
         if checkpoint is not None:
-            remedy = 'Train one first with tools/train.py and a config such as configs/tokenizer/dvae_folder.py.'
+            remedy = 'Train one first with mmcae train and a config such as tokenizer/dvae_folder.'
             state = read_tokenizer(checkpoint, remedy)
             defaults = self.sizes_in_checkpoint(state, checkpoint)
             for name, value in sizes.items():

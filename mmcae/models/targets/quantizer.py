@@ -38,7 +38,7 @@ class VectorQuantizer(nn.Module):
         if not self.known_to_be_trained:  # asked once, since a GPU has to be waited for
             self.known_to_be_trained = bool(self.usage.any())
             if not self.known_to_be_trained:
-                raise CheckpointError('This tokenizer was never trained: give it a checkpoint, or train it first with tools/train.py')
+                raise CheckpointError('This tokenizer was never trained: give it a checkpoint, or train it first with mmcae train')
         return self.nearest(vectors.flatten(0, -2)).view(vectors.shape[:-1])
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ class StoredTokens(Tokenizer):
     :class:`mmcae.datasets.transforms.StoredViews` makes it. Tokens are exact in float32, as which they come out of the data preprocessor.
 
     Args:
-        folder: What `tools/dataset_converters/store_tokens.py` wrote; it tells the vocabulary.
+        folder: What `mmcae tokens` wrote; it tells the vocabulary.
 
     Raises:
         DataError: There is no such store, or it is not complete.

@@ -1,4 +1,4 @@
-"""From a config file and `--cfg-options` to a checked config: what tools/train.py, tools/test.py and every other tool do first.
+"""From a config file and `--cfg-options` to a checked config: what mmcae train, mmcae test and every other tool do first.
 
 A mistake is refused here, by name and with the nearest right names, because the libraries mostly ignore what they do not know.
 """

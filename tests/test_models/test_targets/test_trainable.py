@@ -128,7 +128,7 @@ def test_wrong_checkpoints(images, tmp_path):
         DiscreteVAE(checkpoint=tmp_path / 'codebook.pth')
     with pytest.raises(CheckpointError, match='holds no PatchCodebook'):
         PatchCodebook(checkpoint=tmp_path / 'vae.pth')
-    with pytest.raises(CheckpointError, match=f'{re.escape(str(tmp_path / "none.pth"))}.*tools/train.py'):
+    with pytest.raises(CheckpointError, match=f'{re.escape(str(tmp_path / "none.pth"))}.*mmcae train'):
         DiscreteVAE(checkpoint=tmp_path / 'none.pth')
     with pytest.raises(CheckpointError, match='never trained'):
         DiscreteVAE(checkpoint=tmp_path / 'vae.pth').tokenize(images)
