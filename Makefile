@@ -51,7 +51,9 @@ docs: environment
 	$(RUN) -m pip install -q -r requirements/docs.txt
 	$(RUN) -m mkdocs build --strict
 
+# Without what an earlier build has left: setuptools would pack it again.
 package: environment
+	rm -rf build dist mmcae.egg-info
 	$(RUN) -c "import setuptools.build_meta as backend; backend.build_sdist('dist'), backend.build_wheel('dist')"
 
 package-check: environment

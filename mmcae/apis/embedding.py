@@ -90,8 +90,8 @@ def embed(
             return columns
     out, features = Path(out), [features] if isinstance(features, str) else list(dict.fromkeys(features))
     check_arguments(out, features, batch_size, workers, dtype, overwrite)
-    images = open_folder(folder, list_file)
     encoder, view = load_encoder_and_view(source, img_size, **settings)
+    images = open_folder(folder, list_file)  # takes long where there are millions
     rank, processes = join_processes()
     device = device or (f'cuda:{os.environ.get("LOCAL_RANK", 0)}' if torch.cuda.is_available() else get_device())
     with evaluating(encoder, device) as encoder:

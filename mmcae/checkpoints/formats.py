@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..compat import import_extra
 from ..utils.errors import CheckpointError
 from .exporting import refuse, timm_arguments
 from .hugging_face import write_hugging_face
@@ -40,6 +41,7 @@ def export_encoder(encoder: nn.Module, out: str | Path, to: str, overwrite: bool
     Raises:
         CheckpointError: The format cannot express the encoder, the message says which part; `out` exists, or its name has another ending
             than the format's.
+        DependencyError: The format is ONNX's, and its library is missing.
     """
     out = Path(out)
     write, endings = check_output(out, to, overwrite)
@@ -78,6 +80,8 @@ def check_output(out: Path, to: str, overwrite: bool) -> tuple[Callable, tuple[s
         raise CheckpointError(f'{out} is a folder with other files in it, which would be lost: give another name')
     if out.is_dir() and endings:
         raise CheckpointError(f'{out} is a folder, and {to} is written to a file: give another name')
+    if to == 'onnx':  # torch asks for it when everything else is done
+        import_extra('onnx', f'{out}')
     return write, endings
 
 

@@ -12,7 +12,7 @@ FIGURES = (*PICTURES, '.svg')
 
 def add_changes(parser):
     """The arguments of a command that changes a config: `key=value` anywhere, or behind `--cfg-options` as OpenMMLab has it."""
-    parser.add_argument('changes', nargs='*', metavar='KEY=VALUE', help='changes of the config')
+    parser.add_argument('changes', nargs='*', default=[], metavar='KEY=VALUE', help='changes of the config')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE', help='the same, as users of OpenMMLab write it')
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 
 def add_arguments(parser):
-    parser.add_argument('action', choices=['list', 'show', 'copy', 'for'], help='what to do')
+    parser.add_argument('action', nargs='?', default='list', choices=['list', 'show', 'copy', 'for'], help='what to do (default: list)')
     parser.add_argument('name', nargs='?', help='of a config; of `list`: a part of the names; of `for`: a checkpoint')
     parser.add_argument(
-        'rest', nargs='*', metavar='FILE | KEY=VALUE | TASK', help='of `copy`: where to; of `show`: changes; of `for`: tasks'
+        'rest', nargs='*', default=[], metavar='FILE | KEY=VALUE | TASK', help='of `copy`: where to; of `show`: changes; of `for`: tasks'
     )
     parser.add_argument('--overwrite', action='store_true', help='copy over a file that exists')
 
@@ -75,7 +75,7 @@ def print_snippets(args):
 
     for task in args.rest:
         if task not in RECIPES:
-            raise ConfigError(f'There are no configs for {task!r}{nearest(task, RECIPES)}; there are {", ".join(RECIPES)}')
+            raise ConfigError(f'There are no configs for {task!r}' + (nearest(task, RECIPES) or f'; there are {", ".join(RECIPES)}'))
     with contextlib.redirect_stdout(sys.stderr):  # what is printed is a config, without the report of loading
         spec = load_encoder(args.name).spec
     print('\n'.join(snippet(task, spec, Path(args.name).absolute()) for task in args.rest or RECIPES), end='')

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -51,16 +52,19 @@ def main(arguments=None):
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     name = arguments[0] if arguments else '--help'
-    if name in ('-h', '--help'):
+    if name == 'help' and len(arguments) > 1:
+        name, arguments = arguments[1], [arguments[1], '--help']
+    if name in ('-h', '--help', 'help'):
         width = max(map(len, COMMANDS))
         print('usage: mmcae COMMAND ...\n\n' + DESCRIPTION)
         print('\n'.join(f'    {command:{width}}  {text}' for command, text in COMMANDS.items()))
-    elif name == '--version':
+    elif name in ('--version', 'version'):
         print(f'mmcae {__version__}')
     elif name in COMMANDS:
         run_command(name, arguments[1:], f'mmcae {name}')
     else:
-        print(f'error: mmcae has no command {name!r}{nearest(name, COMMANDS)}; there are {", ".join(COMMANDS)}', file=sys.stderr)
+        others = nearest(name, COMMANDS) or f'; there are {", ".join(COMMANDS)}'
+        print(f'error: mmcae has no command {name!r}{others}', file=sys.stderr)
         raise SystemExit(REFUSED)
 
 
@@ -93,8 +97,17 @@ def run_command(name, arguments=None, prog=None):
             sys.exit(f'\n{module.INTERRUPTED}')
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """Refuses arguments in one line, as everything else is refused, without the usage in front of it."""
+
+    def error(self, message):
+        unknown = re.match('unrecognized arguments: (-[^ =]+)', message)
+        hint = nearest(unknown[1], self._option_string_actions) if unknown else ''
+        self.exit(REFUSED, f'error: {message}{hint} ({self.prog} --help shows all arguments)\n')
+
+
 def make_parser(module, prog=None):
     """The parser of a command's module."""
-    parser = argparse.ArgumentParser(prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     module.add_arguments(parser)
     return parser

@@ -165,7 +165,7 @@ def choose(protocols: Sequence[Protocol], names: Sequence[str] | None) -> list[P
     known = [protocol.name for protocol in protocols]
     for name in names or ():
         if name not in known:
-            raise ConfigError(f'There is no protocol {name!r} here{nearest(name, known)}; there are {", ".join(known)}')
+            raise ConfigError(f'There is no protocol {name!r} here' + (nearest(name, known) or f'; there are {", ".join(known)}'))
     chosen = [protocol for protocol in protocols if (protocol.name in names if names else not protocol.library)]
     for library in {protocol.library for protocol in chosen} - {''}:
         compat.require(library)

@@ -278,6 +278,6 @@ def probes_for(kinds: Sequence[str], names: Sequence[str] | None = None) -> dict
     """
     for name in names or ():
         if name not in PROBES:
-            raise ConfigError(f'There is no probe {name!r}{nearest(name, PROBES)}; there are {", ".join(PROBES)}')
+            raise ConfigError(f'There is no probe {name!r}' + (nearest(name, PROBES) or f'; there are {", ".join(PROBES)}'))
     allowed = {kind: by_name for kind, by_name in {**POOLED, **DENSE}.items() if kind in kinds}
     return {kind: {name: probe for name, probe in by_name.items() if not names or name in names} for kind, by_name in allowed.items()}

@@ -16,10 +16,10 @@ from timm.models.vision_transformer import checkpoint_filter_fn as read_dinov2
 
 from mmcae.apis import load_encoder
 from mmcae.checkpoints import metadata, write_state_dict
-from mmcae.checkpoints.formats import FORMATS, export_encoder
+from mmcae.checkpoints.formats import FORMATS, check_output, export_encoder
 from mmcae.commands.export import TARGETS
 from mmcae.models import CAEViT, TimmEncoder
-from mmcae.utils.errors import CheckpointError
+from mmcae.utils.errors import CheckpointError, DependencyError
 
 FOLDERS = Path(__file__).parents[1] / 'reference/huggingface'
 SMALL = dict(depth=2, embed_dim=32, num_heads=2)
@@ -187,6 +187,12 @@ def test_onnx(name, tmp_path):
         images = torch.randn(batch, 3, rows * side, columns * side)
         (tokens,) = session.run(['tokens'], {'images': images.numpy()})
         close(torch.from_numpy(tokens), encoder.encode(images), 1e-4)
+
+
+def test_onnx_without_its_library(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnx', None)
+    with pytest.raises(DependencyError, match='x.onnx: onnx cannot be imported .*pip install onnx'):
+        check_output(tmp_path / 'x.onnx', 'onnx', overwrite=False)
 
 
 def test_rotary_positions_that_onnx_cannot_leave_open(tmp_path):

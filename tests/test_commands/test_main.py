@@ -25,7 +25,7 @@ assert not slow, slow
 
 
 def refused(capsys, *arguments):
-    """The one line that a call is refused with."""
+    """The last line that a call is refused with."""
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     assert stop.value.code == 2
@@ -54,8 +54,42 @@ def test_an_unknown_command(capsys):
 def test_version(capsys):
     import mmcae
 
-    main(['--version'])
-    assert capsys.readouterr().out == f'mmcae {mmcae.__version__}\n'
+    for word in ('--version', 'version'):
+        main([word])
+        assert capsys.readouterr().out == f'mmcae {mmcae.__version__}\n'
+
+
+def test_help_is_a_command(capsys):
+    main(['help'])
+    assert 'usage: mmcae COMMAND' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        main(['help', 'embed'])
+    assert not stop.value.code and 'usage: mmcae embed' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ('train', 'the following arguments are required: config (mmcae train --help shows all arguments)'),
+        ('embed a b', 'the following arguments are required: --out (mmcae embed --help shows all arguments)'),
+        ('embed a b --out c.npz --workdir 3', 'unrecognized arguments: --workdir 3; did you mean '),
+        ('train a --workdir=b', "did you mean '--work-dir'?"),
+        ('configs shwo', "invalid choice: 'shwo'"),
+        ('export a b --to onx', "invalid choice: 'onx'"),
+        ('export a b.onnx --to onnx --push me/x', '--push uploads the folders of timm and hf'),
+    ],
+)
+def test_arguments_are_refused_in_one_line(capsys, arguments, said):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments.split())
+    output = capsys.readouterr()
+    assert stop.value.code == 2 and not output.out
+    assert output.err.startswith('error: ') and output.err.count('\n') == 1 and said in output.err
+
+
+def test_configs_alone_lists_them(capsys):
+    main(['configs'])
+    assert 'custom/cae_vit-small_folder' in capsys.readouterr().out.splitlines()
 
 
 def test_an_unknown_config(capsys, tmp_path, monkeypatch):

@@ -5,14 +5,17 @@
     python tests/test_package/smoke.py OUT --together    # the core in one process, which takes a quarter of the time
 
 It uses the files of the installed package alone and needs nothing of the checkout it lies in. OUT is a folder for data and results. It
-prints a line for each command; the exit code is 0 where all of them have worked.
+prints a line for each command, and `OUT/summary.json` tells how many have worked, of how many, and why the others have not; the exit code
+is 0 where all of them have worked. OpenMMLab's mim is tried where it is installed.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +51,15 @@ def main():
         'config of the hub': (PYTHON, '-c', HUB),
         **core(out),
         **rest(out),
+        **(mim(out) if find_spec('mim') else {}),
         **(dense(out) if args.full else {}),
     }
-    failed = [name for name, command in commands.items() if not run(name, command, out)]
-    print(f'{len(failed)} commands have failed: {", ".join(failed)}' if failed else 'All commands have worked.', flush=True)
-    return bool(failed)
+    reasons = {name: run(name, command, out) for name, command in commands.items()}
+    failures = '; '.join(f'{name}: {reason}' for name, reason in reasons.items() if reason)
+    passed = sum(not reason for reason in reasons.values())
+    Path('summary.json').write_text(json.dumps([passed, len(reasons), failures]))
+    print(f'{passed} of {len(reasons)} commands have worked. {failures}', flush=True)
+    return bool(failures)
 
 
 def make_images(root):
@@ -119,6 +126,16 @@ def rest(out):
     }
 
 
+def mim(out):
+    """OpenMMLab's command, which finds configs and tools in the package."""
+    config, data = 'cae_pixels_vit-digits.py', f'data_root={out / "data/pretrain"}'
+    options = ('--gpus', '0', '--work-dir', out / 'mim', '--cfg-options', data, *SHORT)
+    return {
+        'mim train': (MIM, 'train', 'mmcae', config, *options),
+        'mim search': (MIM, 'search', 'mmcae', '--model', 'cae'),
+    }
+
+
 def dense(out):
     """Detection and segmentation."""
     scenes = out / 'scenes'
@@ -132,25 +149,37 @@ def dense(out):
 
 TOOLS = object()  # before the path of a tool, in place of a command
 PYTHON = object()  # before arguments of Python itself
+MIM = object()  # before arguments of mim
 
 
 def run(name, command, out):
-    """Run one command; its output goes to a file, and to the screen if it fails."""
+    """Run one command; its output goes to a file, and to the screen if it fails.
+
+    Returns:
+        str: Why it has failed, as the last line of its output; '' if it has not.
+    """
     if command[0] is TOOLS:
         from mmcae.utils.packaged import TOOLS as folder
 
-        command = (folder / command[1], *command[2:])
+        command = (sys.executable, folder / command[1], *command[2:])
     elif command[0] is PYTHON:
-        command = command[1:]
+        command = (sys.executable, *command[1:])
+    elif command[0] is MIM:
+        command = (Path(sys.executable).parent / 'mim', *command[1:])
     else:
-        command = ('-m', 'mmcae', *command)
-    began, log = time.time(), out / f'{name.replace(" ", "_")}.log'
+        command = (sys.executable, '-m', 'mmcae', *command)
+    began, log, reason = time.time(), out / f'{name.replace(" ", "_")}.log', ''
     with open(log, 'w') as output:
-        code = subprocess.run([sys.executable, *map(str, command)], stdout=output, stderr=subprocess.STDOUT, timeout=1200).returncode
-    print(f'{"failed" if code else "ok":>6}  {time.time() - began:5.1f} s  {name}', flush=True)
-    if code:
-        print(''.join(f'        {line}\n' for line in log.read_text(errors='replace').splitlines()[-15:]), flush=True)
-    return not code
+        try:
+            subprocess.run(list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, timeout=1200, check=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            reason = str(error)
+    if reason:
+        lines = [line for line in log.read_text(errors='replace').splitlines() if line.strip()]
+        reason = lines[-1] if lines else reason
+        print(*(f'        {line}' for line in lines[-15:]), sep='\n', flush=True)
+    print(f'{"failed" if reason else "ok":>6}  {time.time() - began:5.1f} s  {name}', flush=True)
+    return reason
 
 
 def together(commands):

@@ -3,7 +3,9 @@
 import ast
 import importlib.util
 import re
+import subprocess
 import sys
+import tarfile
 import zipfile
 from email import message_from_string
 from pathlib import Path
@@ -19,13 +21,35 @@ EXTRA_NAMES = {'detection', 'segmentation', 'slides', 'logging', 'onedl', 'deeps
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory):
-    """The wheel that is made of the source package, opened."""
+def packages(tmp_path_factory):
+    """The source package, and the wheel that is made of it."""
     spec = importlib.util.spec_from_file_location('check', Path(__file__).with_name('check.py'))
     check = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(check)
-    with zipfile.ZipFile(check.build(tmp_path_factory.mktemp('dist'))['wheel']) as archive:
+    return check.build(tmp_path_factory.mktemp('packages') / 'dist')
+
+
+@pytest.fixture(scope='module')
+def wheel(packages):
+    with zipfile.ZipFile(packages['wheel']) as archive:
         yield archive
+
+
+@pytest.fixture(scope='module')
+def repository_files():
+    """Files of the repository, as git knows them, and those that are about to be added."""
+    command = ('git', 'ls-files', '--cached', '--others', '--exclude-standard')
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip('this is no checkout of git')
+    return {name for name in done.stdout.splitlines() if (ROOT / name).exists()}
+
+
+def in_package(files):
+    """Of these, those that get into the package, some through the links of mmcae/.mim, by their names there."""
+    links = ('configs/', 'tools/', 'model-index.yml')
+    found = {name for name in files if name.startswith('mmcae/') and name.endswith('.py')}
+    return found | {f'mmcae/.mim/{name}' for name in files if name.startswith(links)}
 
 
 @pytest.fixture(scope='module')
@@ -34,15 +58,23 @@ def metadata(wheel):
     return message_from_string(wheel.read(name).decode())
 
 
-def test_configs_tools_and_modules_are_inside(wheel):
-    inside = set(wheel.namelist())
-    for folder in ('configs', 'tools'):
-        files = [file for suffix in ('py', 'sh', 'yml') for file in (ROOT / folder).rglob(f'*.{suffix}')]
-        assert len(files) > 20
-        assert {f'mmcae/.mim/{file.relative_to(ROOT)}' for file in files} <= inside
-    assert {str(file.relative_to(ROOT)) for file in (ROOT / 'mmcae').rglob('*.py')} <= inside
+def test_the_wheel_holds_the_package_with_configs_and_tools_and_nothing_else(wheel, repository_files):
+    inside = {name for name in wheel.namelist() if '.dist-info/' not in name}
+    assert inside == in_package(repository_files)
     assert wheel.read('mmcae/.mim/model-index.yml') == (ROOT / 'model-index.yml').read_bytes()
-    assert not [name for name in inside if name.startswith(('tests', 'configs', 'tools', 'docs')) or '__pycache__' in name]
+    assert any(name.endswith('.dist-info/licenses/LICENSE') for name in wheel.namelist())
+    script = wheel.getinfo('mmcae/.mim/tools/dist_train.sh')
+    assert script.external_attr >> 16 & 0o100, 'it has to be executable'
+
+
+def test_the_source_package_holds_the_repository_and_nothing_else(packages, repository_files):
+    with tarfile.open(packages['sdist']) as archive:
+        inside = {member.name.split('/', 1)[1] for member in archive if not member.isdir()}
+        config = archive.extractfile(next(member for member in archive if member.name.endswith('mmcae/.mim/model-index.yml'))).read()
+    made = {name for name in inside if name in ('PKG-INFO', 'setup.cfg') or name.startswith('mmcae.egg-info/')}
+    links = {'mmcae/.mim/configs', 'mmcae/.mim/tools'}  # in the package they are folders
+    assert inside - made == (repository_files - links) | in_package(repository_files)
+    assert config == (ROOT / 'model-index.yml').read_bytes()
 
 
 def test_metadata(wheel, metadata):

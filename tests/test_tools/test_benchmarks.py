@@ -78,6 +78,7 @@ def test_flops(run_tool, tmp_path):
         ('pretrain_step', ('--mask-ratio', '1.5'), 'between 0 and 1'),
         ('backbone', ('--sizes', '224', '512'), '2 --sizes need as many --batch-sizes'),
         ('flops', ('--mask-ratios', '0'), 'between 0 and 1'),
+        ('embedding', ('--size', '100'), '--size must be a multiple of 16'),
     ],
 )
 def test_arguments_that_cannot_work(run_tool, tool, arguments, message):
@@ -105,3 +106,13 @@ def test_dataloader_takes_files_of_your_own(run_tool, tmp_path):
     assert code == 0 and tmp_path.name in output, output
     code, output = run_tool('tools/benchmarks/dataloader.py', '--folder', tmp_path / 'absent')
     assert code == 2 and 'absent' in output and 'Traceback' not in output
+
+
+def test_embedding(run_tool, tmp_path):
+    arguments = ('--images', '12', '--size', '64', '--width', '64', '--depth', '1', '--batch-size', '8')
+    code, output = run_tool('tools/benchmarks/embedding.py', *arguments, '--json', tmp_path / 'embedding.json')
+    assert code == 0, output
+    written, rows = rows_of(output, tmp_path / 'embedding.json')
+    assert [row['contender'] for row in rows] == ['mmcae embed', 'plain loop']
+    assert all(0 < row['MB at least'] <= row['MB at most'] and row['images / s and core'] > 0 for row in rows)
+    assert written['ours_vs_plain'] == pytest.approx(rows[0]['images / s and core'] / rows[1]['images / s and core'])
