@@ -2,6 +2,7 @@
 
 Pages are written so that their links work where the repository is browsed: `../configs/digits/` or `../mmcae/models/methods/cae.py`. What
 lies outside docs/ is not part of a site, so each file that is linked to gets a page with its text, and each folder one with its files.
+Links that are named by a file of docs/, `[tutorial.md](tutorial.md)`, are named by the title of the page.
 """
 
 import posixpath
@@ -11,6 +12,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 LINK = re.compile(r'(\]\()((?:\.\./)+[^)\s#]*)((?:#[^)\s]*)?\))')
+NAMED = re.compile(r'\[[\w/]+\.md\]\(([^)\s#]+\.md)((?:#[^)\s]*)?\))')
 ROLE = re.compile(r':(?:func|class|meth|mod|attr|data):<code>(~?)([^<]*)</code>')
 LANGUAGES = {'.py': 'python', '.sh': 'bash', '.yml': 'yaml', '.toml': 'toml'}
 
@@ -27,7 +29,7 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Let links to files outside docs/ lead to their pages."""
+    """Let links to files outside docs/ lead to their pages, and name links to pages by their titles."""
 
     def replace(match):
         path = outside(page.file.src_uri, match[2])
@@ -35,7 +37,12 @@ def on_page_markdown(markdown, page, config, files):
             return match[0]
         return match[1] + posixpath.relpath(source_page(path), posixpath.dirname(page.file.src_uri) or '.') + match[3]
 
-    return LINK.sub(replace, markdown)
+    def name(match):
+        file = files.get_file_from_path(posixpath.normpath(posixpath.join(posixpath.dirname(page.file.src_uri), match[1])))
+        title = re.match(r'# (.+)', file.content_string) if file else None
+        return f'[{title[1]}]({match[1]}{match[2]}' if title else match[0]
+
+    return LINK.sub(replace, NAMED.sub(name, markdown))
 
 
 def on_page_content(html, page, config, files):
