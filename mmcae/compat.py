@@ -168,8 +168,6 @@ def how_to_install(name):
     """
     library = name.split('.')[0]
     if name.startswith(('mmcv._ext', 'mmcv.ops')):
-        if installed('onedl-mmcv'):
-            return 'pip install --force-reinstall --no-deps --no-build-isolation onedl-mmcv'
         return f'python {TOOLS / "build_mmcv.py"}'
     if library in ('mmdet', 'mmseg') and find_spec('mmcv') and not has_operators():
         return f'pip install "mmcae[{EXTRAS[library]}]" && {how_to_install("mmcv._ext")}'
@@ -220,15 +218,13 @@ def damage(library):
     forks = [package for package in there if package.startswith('onedl-')]
     if forks and there != forks:
         others = ' '.join(package for package in there if package not in forks)
-        return (
-            f'pip uninstall -y {others} && pip install --force-reinstall --no-deps --no-build-isolation {forks[0]} '
-            f'({others} and {forks[0]} overwrite each other)'
-        )
+        again = how_to_install('mmcv._ext') if library == 'mmcv' else f'pip install --force-reinstall --no-deps {forks[0]}'
+        return f'pip uninstall -y {others} && {again} ({others} and {forks[0]} overwrite each other)'
     for package in there:
         files = metadata.files(package) or ()
         if any(file.suffix in ('.py', '.so') and not file.locate().exists() for file in files):
-            if package == 'mmcv':
-                return f'python {TOOLS / "build_mmcv.py"} (files of mmcv are missing)'
+            if package in ('mmcv', 'onedl-mmcv'):
+                return f'{how_to_install("mmcv._ext")} (files of {package} are missing)'
             command = f'pip install --force-reinstall --no-deps {package}=={installed(package)}'
             return f'{command} (files of {package} are missing; a package that shares them was uninstalled)'
     return ''

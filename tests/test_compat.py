@@ -201,7 +201,9 @@ def test_packages_that_share_files(monkeypatch, tmp_path):
     packages(monkeypatch, tmp_path, opencv_python_headless=((), ('cv2.so',)))
     assert compat.damage('cv2').startswith('pip install --force-reinstall --no-deps opencv-python-headless==1.0 (')
     packages(monkeypatch, tmp_path, mmengine=(('a.py',), ()), onedl_mmengine=(('b.py',), ()))
-    assert compat.damage('mmengine').startswith('pip uninstall -y mmengine && pip install --force-reinstall --no-deps ')
+    assert compat.damage('mmengine').startswith('pip uninstall -y mmengine && pip install --force-reinstall --no-deps onedl-mmengine (')
+    packages(monkeypatch, tmp_path, mmcv_lite=(('a.py',), ()), onedl_mmcv=(('b.py',), ()))
+    assert compat.damage('mmcv').startswith(f'pip uninstall -y mmcv-lite && {compat.how_to_install("mmcv._ext")} (')
 
 
 @pytest.mark.parametrize(

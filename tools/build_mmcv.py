@@ -2,9 +2,10 @@
 
     python tools/build_mmcv.py
 
-It takes a C++ compiler, and nvcc where torch sees a GPU. `pip install mmcv` compiles in an environment without torch, which gives no
-operators, and fails with setuptools 81. Two lines of mmcv 2.1's setup.py are repaired here: it reads `locals()` after `exec`, which fails
-on Python 3.13, and it asks for C++17, which is too old for torch 2.14. The wheel is kept in a folder named after Python, torch and
+Where onedl-mmcv is installed, its maintained fork, it is this that is compiled. It takes a C++ compiler, and nvcc where torch sees a GPU.
+`pip install mmcv` compiles in an environment without torch, which gives no operators, and fails with setuptools 81. Two lines of setup.py
+are repaired here: that of mmcv 2.1 reads `locals()` after `exec`, which fails on Python 3.13, and both ask for C++17, which is too old for
+torch 2.14. The wheel is kept in a folder named after Python, torch and
 platform, because pip's own cache does not know which torch it was compiled against: in `$MMCAE_CACHE`, `~/.cache/mmcae` by default. An
 interrupted compilation goes on where it stopped. The files of mmcv-lite are overwritten by the same ones.
 """
@@ -15,11 +16,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib import metadata
 from pathlib import Path
 
 VERSION = '2.1.0'  # mmdet 3.3 and mmsegmentation 1.2 refuse 2.2
+FORK = 'onedl-mmcv'
 # What its setup.py imports, and ninja to compile several files at a time.
-BUILD_TOOLS = ('setuptools>=77,<81', 'wheel', 'ninja', 'psutil', 'numpy')
+BUILD_TOOLS = ('setuptools>=80,<81', 'wheel', 'ninja', 'psutil', 'numpy')
 # -g0 nearly halves the time to compile. CFLAGS replaces the defaults, so -DNDEBUG has to be said again. Measured at -O1 / -O2 / -O3 on the
 # operators that detection spends its time in (one thread): RoIAlign of 128 boxes with 256 channels 21 / 21 / 22 ms forward, 54 / 55 / 31
 # backward; NMS of 2,000 boxes 5 / 11 / 11 ms. Compiling RoIAlign takes 10.7 s at -O1, 11.7 s at -O3. It is training that takes long: -O3.
@@ -35,9 +38,18 @@ REPAIR = (
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
+    package, version = what_to_build()
     shelf = wheel_shelf()
-    wheels = list(shelf.glob(f'mmcv-{VERSION}-*.whl'))
-    pip('install', '--no-deps', '--force-reinstall', wheels[0] if wheels else compile_wheel(shelf))
+    wheels = list(shelf.glob(f'{package.replace("-", "_")}-{version}-*.whl'))
+    pip('install', '--no-deps', '--force-reinstall', wheels[0] if wheels else compile_wheel(shelf, package, version))
+
+
+def what_to_build():
+    """The name and the version of the package: that of the fork which is installed, else of mmcv."""
+    try:
+        return FORK, metadata.version(FORK)
+    except metadata.PackageNotFoundError:
+        return 'mmcv', VERSION
 
 
 def wheel_shelf():
@@ -51,13 +63,15 @@ def wheel_shelf():
     return Path(os.environ.get('MMCAE_CACHE') or Path.home() / '.cache' / 'mmcae') / 'wheels' / facts
 
 
-def compile_wheel(shelf):
-    """Compile mmcv's source package into a wheel.
+def compile_wheel(shelf, package, version):
+    """Compile a source package into a wheel.
 
     The sources stay beside it until the wheel is whole: an interrupted compilation goes on with the files that are left.
 
     Args:
         shelf (Path): The folder for the wheel.
+        package (str): 'mmcv' or its fork.
+        version (str): Of the package.
 
     Returns:
         Path: The wheel.
@@ -65,23 +79,23 @@ def compile_wheel(shelf):
     check_compiler()
     check_cuda_compiler()
     workbench = shelf / 'source'
-    source = workbench / f'mmcv-{VERSION}'
+    source = workbench / f'{package}-{version}'
     workbench.mkdir(parents=True, exist_ok=True)
     pip('install', *BUILD_TOOLS)
     if not source.exists():
-        fetch(workbench / 'scratch', source)
+        fetch(workbench / 'scratch', source, package, version)
     environment = dict(os.environ, CFLAGS=os.environ.get('CFLAGS', CFLAGS), MMCV_WITH_OPS='1')
     environment.setdefault('MAX_JOBS', str(os.cpu_count() or 1))
     options = ('-v', '--no-cache-dir', '--no-build-isolation', '--no-deps')
     pip('wheel', *options, '-w', workbench, source, environment=environment)
-    wheel = next(workbench.glob('mmcv-*.whl'))
+    wheel = next(workbench.glob(f'{package.replace("-", "_")}-{version}-*.whl'))
     wheel = wheel.replace(shelf / wheel.name)
     shutil.rmtree(workbench)
     return wheel
 
 
-def fetch(scratch, source):
-    """Download mmcv's source package through pip, whose settings (index, certificates, ...) hold, and repair its setup.py.
+def fetch(scratch, source, package, version):
+    """Download a source package through pip, whose settings (index, certificates, ...) hold, and repair its setup.py.
 
     pip runs the setup.py of what it downloads, to ask for its dependencies, and stops where that fails, as on Python 3.13. It has unpacked
     the package by then, and leaves it where it was told to.
@@ -89,24 +103,26 @@ def fetch(scratch, source):
     Args:
         scratch (Path): A folder for pip to work in.
         source (Path): Where the package goes; it is there in whole or not at all.
+        package (str): 'mmcv' or its fork.
+        version (str): Of the package.
     """
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    command = ('download', '--no-clean', '--no-deps', '--no-build-isolation', '--no-binary', 'mmcv', '-d', scratch, f'mmcv=={VERSION}')
-    pip(*command, environment=dict(os.environ, TMPDIR=str(scratch)), check=False)
-    unpacked = next(scratch.glob('pip-*/mmcv*/setup.py'), None)
+    options = ('--no-clean', '--no-deps', '--no-build-isolation', '--no-binary', package, '-d', scratch)
+    pip('download', *options, f'{package}=={version}', environment=dict(os.environ, TMPDIR=str(scratch)), check=False)
+    unpacked = next(scratch.glob(f'pip-*/{package}*/setup.py'), None)
     if unpacked is None:
-        sys.exit(f'pip could not download the source package of mmcv {VERSION}')
-    repair(unpacked)
+        sys.exit(f'pip could not download the source package of {package} {version}')
+    repair(unpacked, reads_version=package == 'mmcv')
     unpacked.parent.replace(source)
 
 
-def repair(setup):
-    """Have mmcv's setup.py find its version on every Python, and compile for the standard of C++ that torch's headers need."""
+def repair(setup, reads_version):
+    """Have a setup.py find its version on every Python, and compile for the standard of C++ that torch's headers need."""
     import torch
 
     text = setup.read_text(encoding='utf-8')
-    if REPAIR[0] not in text:
+    if reads_version and REPAIR[0] not in text:
         sys.exit(f'mmcv has changed: {setup} reads its version in another way')
     text = text.replace(*REPAIR)
     if tuple(map(int, torch.__version__.split('.')[:2])) >= NEEDS_CPP20:

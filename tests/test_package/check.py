@@ -27,14 +27,15 @@ SMOKE = Path(__file__).with_name('smoke.py')
 COLUMNS = ('environment', 'python', 'torch', 'install', 'size', 'commands', 'time', 'failures')
 TABLE = f'\n| {" | ".join(COLUMNS)} |\n|{" --- |" * len(COLUMNS)}'
 MINORS = range(10, 15)  # of Python 3, of which any may be missing
-STACKS = ('core', 'full', 'onedl')  # nothing else; detection and segmentation on OpenMMLab's packages; the same on their forks
+# No extra; detection and segmentation on OpenMMLab's packages; the same on their forks.
+EXTRAS = dict(core='', full='[detection,segmentation]', onedl='[onedl]')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kinds', nargs='+', choices=['wheel', 'sdist'], default=['wheel', 'sdist'])
     parser.add_argument('--pythons', nargs='+', default=[sys.executable], metavar='PYTHON', help="interpreters, or 'all' that are found")
-    parser.add_argument('--stacks', nargs='+', choices=STACKS, default=['core'], help='core, or with detection and segmentation')
+    parser.add_argument('--stacks', nargs='+', choices=EXTRAS, default=['core'], help='core, or with detection and segmentation')
     parser.add_argument('--out', type=Path, default=ROOT / 'work_dirs/package_check', help='the folder to work in (default: %(default)s)')
     parser.add_argument('--keep', action='store_true', help='leave the environments there')
     args = parser.parse_args()
@@ -174,18 +175,18 @@ def install(python, package, stack, log):
     def pip(*arguments):
         run(log, *pip_of(python), *arguments)
 
-    pip('install', f'{package}[detection,segmentation]' if stack == 'full' else package)
+    pip('install', f'{package}{EXTRAS[stack]}')
     pip('check')
     tools = next(python.parents[1].glob('lib/python*/site-packages/mmcae/.mim/tools'))
     run(log, python, tools / 'fit_torchvision.py')
-    if stack == 'full':
-        run(log, python, tools / 'build_mmcv.py')
     if stack == 'core':  # mim asks for a setuptools that torch does not work with
         pip('install', 'openmim')
         pip('install', 'setuptools>=77.0.3,<81')
     if stack == 'onedl':
         pip('uninstall', '-y', 'mmengine', 'mmcv-lite', 'mmpretrain')
-        pip('install', '--no-build-isolation', '-r', ROOT / 'requirements/onedl.txt')
+        pip('install', '--force-reinstall', '--no-deps', 'onedl-mmengine', 'onedl-mmpretrain')
+    if stack != 'core':
+        run(log, python, tools / 'build_mmcv.py')
 
 
 def run(log, *command, cwd=None, check=True, show=False):

@@ -45,7 +45,8 @@ def pip(build_mmcv, monkeypatch):
         def __call__(self, *arguments, environment=None, check=True):
             self.calls.append([*map(str, arguments)])
             if arguments[0] == 'download':  # it leaves the unpacked package in TMPDIR, whether it goes on or not
-                package = Path(environment['TMPDIR'], 'pip-download-x', 'mmcv_y')
+                name = arguments[-1].split('==')[0]
+                package = Path(environment['TMPDIR'], 'pip-download-x', f'{name}_y')
                 (package / 'mmcv').mkdir(parents=True)
                 (package / 'mmcv' / 'version.py').write_text("__version__ = '2.1.0'")
                 if self.fail != 'download':
@@ -54,7 +55,8 @@ def pip(build_mmcv, monkeypatch):
                 sys.exit(1)
             if arguments[0] == 'wheel':
                 assert environment['MMCV_WITH_OPS'] == '1' and environment['MAX_JOBS']
-                Path(arguments[arguments.index('-w') + 1], f'mmcv-{build_mmcv.VERSION}-cp311-test.whl').touch()
+                name, version = arguments[-1].name.rsplit('-', 1)
+                Path(arguments[arguments.index('-w') + 1], f'{name.replace("-", "_")}-{version}-cp311-test.whl').touch()
 
         def verbs(self):
             verbs = [call[0] for call in self.calls]
@@ -85,6 +87,25 @@ def test_wheel_of_another_mmcv_is_not_used(build_mmcv, pip, monkeypatch):
     assert 'mmcv-2.1.9-' in pip.calls[-1][-1]
 
 
+def test_the_fork_where_it_is_installed(build_mmcv, pip, tmp_path, monkeypatch):
+    """Its version is not read from its setup.py; the standard of C++ is torch's, too."""
+    folder = tmp_path / 'site/onedl_mmcv-2.3.6.dist-info'
+    folder.mkdir(parents=True)
+    (folder / 'METADATA').write_text('Metadata-Version: 2.1\nName: onedl-mmcv\nVersion: 2.3.6\n')
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setattr('torch.__version__', '2.14.1')
+    pip.setup = "flags = ['-std=c++17']"
+    texts = []
+    repair = build_mmcv.repair
+    monkeypatch.setattr(build_mmcv, 'repair', lambda setup, **options: (repair(setup, **options), texts.append(setup.read_text())))
+    build_mmcv.main()
+    assert pip.calls[1][-1] == 'onedl-mmcv==2.3.6' and texts == ["flags = ['-std=c++20']"]
+    assert Path(pip.calls[-1][-1]).name == 'onedl_mmcv-2.3.6-cp311-test.whl'
+    assert pip.verbs() == ['install', 'download', 'wheel', 'install']
+    build_mmcv.main()
+    assert pip.verbs() == ['install']
+
+
 def test_interrupted_compilation_goes_on(build_mmcv, pip):
     pip.fail = 'wheel'
     with pytest.raises(SystemExit):
@@ -98,7 +119,7 @@ def test_interrupted_compilation_goes_on(build_mmcv, pip):
 def test_the_repaired_setup_finds_its_version(build_mmcv, pip, tmp_path):
     """In a function whose `locals()` is a snapshot, as on Python 3.13."""
     source = tmp_path / 'mmcv'
-    build_mmcv.fetch(tmp_path / 'scratch', source)
+    build_mmcv.fetch(tmp_path / 'scratch', source, 'mmcv', '2.1.0')
     for code, works in ((SETUP, sys.version_info < (3, 13)), ((source / 'setup.py').read_text(), True)):
         done = subprocess.run([sys.executable, '-c', code], cwd=source, capture_output=True, text=True)
         assert (done.stdout == '2.1.0\n') == works, done.stderr
@@ -107,7 +128,7 @@ def test_the_repaired_setup_finds_its_version(build_mmcv, pip, tmp_path):
 @pytest.mark.parametrize(('torch_version', 'standard'), [('2.13.0+cpu', 'c++17'), ('2.14.1+cu130', 'c++20'), ('3.0.0', 'c++20')])
 def test_standard_of_cpp_is_that_of_torch(build_mmcv, pip, tmp_path, monkeypatch, torch_version, standard):
     monkeypatch.setattr('torch.__version__', torch_version)
-    build_mmcv.fetch(tmp_path / 'scratch', tmp_path / 'mmcv')
+    build_mmcv.fetch(tmp_path / 'scratch', tmp_path / 'mmcv', 'mmcv', '2.1.0')
     assert f"flags = ['-Wall', '-std={standard}']" in (tmp_path / 'mmcv/setup.py').read_text()
 
 
