@@ -1,4 +1,5 @@
-# Linear segmentation of digit scenes: one linear layer on frozen patch features, for each of ten learning rates, chosen on val:
+# Linear segmentation of digit scenes: one linear layer on frozen patch features, for each of ten learning rates, on the last block and on
+# the last four, chosen on val:
 #     mmcae test digits/linear_segmentation_vit-digits CHECKPOINT
 # The layer is trained in the test, within seconds; the checkpoint may be any that knn_segmentation_vit-digits.py takes.
 

@@ -21,9 +21,8 @@ from ..datasets.sources.labelled_images import SPLITS, LabelledImages
 from ..datasets.sources.labelled_readers import read_labelled
 from ..evaluation.block_features import patch_features, pooled_features
 from ..evaluation.feature_cache import kept_features, kept_result
-from ..evaluation.metrics import IGNORED
 from ..evaluation.probes import POOLED, PooledSplit, Score, Settings, probes_for
-from ..evaluation.segmentation import DenseSplit, PatchBank, patch_labels
+from ..evaluation.segmentation import DenseBatch, DenseSplit, PatchBank, draw_patches
 from ..models import Encoder
 from ..registry import MODELS
 from ..utils.errors import ConfigError
@@ -155,9 +154,10 @@ class Frozen:
             encoder=encoder.spec.to_dict(), weights=weights_checksum(encoder.state_dict()), data=images.fingerprint(), view=asdict(view)
         )
 
-    def batches(self, whole: bool) -> Iterator[Tensor]:
-        """All images, in order."""
-        shown = Shown(self.images.paths, self.view, whole)
+    def batches(self, whole: bool, rows: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """These images, or all, in order."""
+        paths = self.images.paths
+        shown = Shown(paths if rows is None else [paths[row] for row in rows], self.view, whole)
         for batch in DataLoader(shown, self.batch_size, num_workers=self.workers, generator=torch.Generator()):
             yield batch.to(self.device)
 
@@ -171,11 +171,16 @@ class Frozen:
         return torch.from_numpy(np.array(features)).to(self.device)
 
     @cache  # noqa: B019
-    def patches(self) -> np.ndarray:
-        """(N, rows * columns, C), float16, mapped into memory."""
-        shape = (len(self.images.paths), self.grid[0] * self.grid[1], self.encoder.embed_dims)
-        parts = (patch_features(self.encoder, batch).half().cpu().numpy() for batch in self.batches(whole=True))
-        return kept_features(dict(self.about, features='patches'), shape, 'float16', lambda: parts)
+    def patches(self, blocks: int) -> np.ndarray | None:
+        """(N, rows * columns, blocks, C), float16, mapped into memory; None where the cache has no room for them."""
+        blocks = min(blocks, len(self.encoder.blocks))
+        shape = (len(self.images.paths), self.grid[0] * self.grid[1], blocks, self.encoder.embed_dims)
+        parts = (self.patches_of(batch, blocks).cpu().numpy() for batch in self.batches(whole=True))
+        return kept_features(dict(self.about, features='patches', blocks=blocks), shape, 'float16', lambda: parts, in_memory=False)
+
+    def patches_of(self, images: Tensor, blocks: int) -> Tensor:
+        """(B, rows * columns, blocks, C), float16."""
+        return patch_features(self.encoder, images, blocks).half()
 
     def pooled_splits(self, labels: np.ndarray, blocks: int) -> dict[str, PooledSplit]:
         """What the probes of whole images read."""
@@ -184,20 +189,26 @@ class Frozen:
         return {split: PooledSplit(features[rows], labels[rows], self.images.group_of(rows)) for split, rows in index.items()}
 
     @cache  # noqa: B019
-    def bank(self, most: int, seed: int) -> PatchBank:
+    def bank(self, settings: Settings) -> PatchBank:
         """Labelled patches of the training split, at most so many of them, drawn at random."""
-        rows = self.images.index('train')
-        maps = self.images.label_maps
-        truth = torch.stack([patch_labels(self.label_map(row), self.grid, self.encoder.patch_size, len(maps.names)) for row in rows])
-        kept = np.flatnonzero(truth.flatten().numpy() != IGNORED)
-        kept = np.sort(np.random.default_rng(seed).permutation(kept)[:most])
-        image, patch = np.divmod(kept, truth.shape[1])
-        return PatchBank(torch.from_numpy(self.patches()[rows[image], patch]), truth[image, patch], len(maps.names))
+        train, classes = self.dense_split('train', settings), len(self.images.label_maps.names)
+        return draw_patches(train, self.encoder.patch_size, classes, settings.patches, settings.seed)
 
-    def dense_split(self, split: str) -> DenseSplit:
-        """What segmentation is scored on."""
-        rows = self.images.index(split)
-        return DenseSplit(torch.from_numpy(self.patches()[rows]), self.grid, lambda: map(self.label_map, rows))
+    def dense_split(self, split: str, settings: Settings) -> DenseSplit:
+        """The images of a split and their label maps, with what the cache keeps, or computed in every pass."""
+        rows, blocks = self.images.index(split), max(settings.blocks)
+        parts = np.split(rows, range(self.batch_size, len(rows), self.batch_size))
+
+        def batches() -> Iterator[DenseBatch]:
+            kept = self.patches(blocks)
+            if kept is None:
+                features = (self.patches_of(batch, blocks) for batch in self.batches(whole=True, rows=rows))
+            else:
+                features = (torch.from_numpy(kept[part]) for part in parts)
+            for part, found in zip(parts, features, strict=True):
+                yield DenseBatch(found, self.grid, [self.label_map(row) for row in part])
+
+        return batches
 
     def label_map(self, row: int) -> Tensor:
         """The label map of an image."""
@@ -219,8 +230,8 @@ def judge_one(frozen: Frozen, wanted: Mapping[str, Mapping], settings: Settings)
                     found = probe(frozen.pooled_splits(values, max(settings.blocks)), names, has_cls, settings)
                 else:
                     groups = images.group_of(images.index('test'))
-                    bank = frozen.bank(settings.patches, settings.seed)
-                    found = probe(bank, frozen.dense_split('val'), frozen.dense_split('test'), groups, settings, frozen.device)
+                    val, test = (frozen.dense_split(split, settings) for split in ('val', 'test'))
+                    found = probe(frozen.bank(settings), val, test, groups, settings, frozen.device)
                 return [score.to_dict() for score in found]
 
             content = dict(frozen.about, labels=labels, settings=asdict(settings), probe=name)

@@ -53,6 +53,6 @@ def pooled_features(encoder: Encoder, images: Tensor, blocks: int = 1) -> Tensor
 
 
 def patch_features(encoder: Encoder, images: Tensor, blocks: int = 1) -> Tensor:
-    """The patches' tokens behind the last blocks, side by side: (B, h * w, blocks * C)."""
+    """The patches' tokens behind the last blocks: (B, h * w, blocks, C). `blocks` beyond the encoder's depth counts as its depth."""
     tokens = block_tokens(encoder, images, range(-min(blocks, len(encoder.blocks)), 0))
-    return tokens[:, :, encoder.num_prefix_tokens :].permute(0, 2, 1, 3).flatten(2)
+    return tokens[:, :, encoder.num_prefix_tokens :].transpose(1, 2)

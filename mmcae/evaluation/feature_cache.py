@@ -3,7 +3,9 @@
 import hashlib
 import json
 import logging
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -17,7 +19,7 @@ from ..utils.files import atomic_file, cache_folder, remove_unfinished, write_fi
 from ..utils.locks import flock, open_descriptor
 
 UNUSED = 90 * 24 * 3600.0  # seconds after which features or results that nobody asked for are removed
-VERSION = 1  # another one where the same key would mean other numbers
+VERSION = 2  # another one where the same key would mean other numbers
 
 
 def key_of(content: Mapping) -> str:
@@ -31,8 +33,13 @@ def canonical(content: Mapping) -> str:
 
 
 def kept_features(
-    content: Mapping, shape: tuple[int, ...], dtype: str, compute: Callable[[], Iterable[np.ndarray]], folder: str | Path | None = None
-) -> np.ndarray:
+    content: Mapping,
+    shape: tuple[int, ...],
+    dtype: str,
+    compute: Callable[[], Iterable[np.ndarray]],
+    folder: str | Path | None = None,
+    in_memory: bool = True,
+) -> np.ndarray | None:
     """Features from the cache, or computed and put there.
 
     Args:
@@ -40,11 +47,12 @@ def kept_features(
         shape: Of all of them, (N, ...).
         dtype: Such as 'float16'.
         compute: Gives them, part by part, if they are not there.
-        folder: Where they are kept. Defaults to `$MMCAE_CACHE/features`. Where it cannot be written they are kept in memory, and the log
-            says so.
+        folder: Where they are kept. Defaults to `$MMCAE_CACHE/features`. Where it cannot be written, or has no room (they would take more
+            than half of what is free), they are not kept there, and the log says so.
+        in_memory: What is not kept there is computed into memory.
 
     Returns:
-        An array (N, ...), mapped into memory from the file; not to be written to.
+        An array (N, ...), mapped into memory from the file; not to be written to. None where they are not kept anywhere.
 
     Raises:
         DataError: The file is damaged, or holds features of another encoder, of other data, or of another view.
@@ -55,16 +63,17 @@ def kept_features(
             folder = Path(folder) if folder else cache_folder() / 'features'
             folder.mkdir(parents=True, exist_ok=True)
             flock(stack.enter_context(open_descriptor(folder / f'{key}.lock')), wait=True)
+            array, about = folder / f'{key}.npy', folder / f'{key}.json'
+            if about.exists():
+                found = read(array, about, content, shape, dtype)
+                with suppress(OSError):
+                    os.utime(about)
+                return found
+            clear(folder)
+            check_room(folder, math.prod(shape) * np.dtype(dtype).itemsize)
         except (OSError, RuntimeError) as error:
-            warn_of_cache(error)
-            return filled(np.empty(shape, dtype), compute())
-        array, about = folder / f'{key}.npy', folder / f'{key}.json'
-        if about.exists():
-            found = read(array, about, content, shape, dtype)
-            with suppress(OSError):
-                os.utime(about)
-            return found
-        clear(folder)
+            warn_of_cache(error, in_memory)
+            return filled(np.empty(shape, dtype), compute()) if in_memory else None
         with atomic_file(array) as file:
             target = np.lib.format.open_memmap(file.name, 'w+', dtype, shape)
             filled(target, compute()).flush()
@@ -124,10 +133,22 @@ def kept_result(content: Mapping, compute: Callable[[], list | dict], folder: st
     return result
 
 
-def warn_of_cache(error: Exception):
+def check_room(folder: Path, size: int):
+    """Leave half of the free space to others.
+
+    Raises:
+        OSError: Less than twice so many bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if 2 * size > free:
+        raise OSError(f'they take {size / 1e9:,.1f} GB, and {folder} has {free / 1e9:,.1f} GB free')
+
+
+def warn_of_cache(error: Exception, in_memory: bool):
     """Say that features cannot be kept."""
+    where = 'kept in memory only' if in_memory else 'computed anew by each probe'
     print_log(
-        f'Features are kept in memory only ({error}): name a folder that can be written in the environment variable MMCAE_CACHE',
+        f'Features are {where} ({error}): name a folder with room that can be written in the environment variable MMCAE_CACHE',
         'current',
         logging.WARNING,
     )

@@ -14,7 +14,7 @@ from .intervals import bootstrap_interval, interval_of_mean
 from .knn import knn_scores
 from .linear import Standardization, logistic_regression, ridge_regression
 from .segmentation import NEIGHBOURS, DenseSplit, PatchBank, knn_segmentation, linear_segmentation
-from .sweep import RATES, Feature, features_for, linear_sweep, top1
+from .sweep import BLOCKS, RATES, Feature, features_for, linear_sweep, top1
 
 STRENGTHS = tuple(10.0**exponent for exponent in range(-4, 3))  # C of logistic regression
 SHOTS = (1, 5, 10)
@@ -39,7 +39,7 @@ class Settings:
         seed: Of everything drawn.
     """
 
-    blocks: tuple[int, ...] = (1, 4)
+    blocks: tuple[int, ...] = BLOCKS
     k: tuple[int, ...] = (10, 20)
     patch_k: tuple[int, ...] = NEIGHBOURS
     rates: tuple[float, ...] = RATES
@@ -252,7 +252,7 @@ def linear_maps(
 ) -> list[Score]:
     """Linear segmentation, see :func:`.segmentation.linear_segmentation`."""
     length = dict(epochs=settings.epochs, min_steps=settings.min_steps, seed=settings.seed)
-    areas, choice = linear_segmentation(bank, val, test, settings.rates, device, **length)
+    areas, choice = linear_segmentation(bank, val, test, settings.rates, settings.blocks, device, **length)
     return map_scores('linear_segmentation', areas, groups, settings, choice)
 
 

@@ -1,7 +1,7 @@
 """Segmentation from frozen patch features: by nearest patches, and by one linear layer (CAPI, arXiv 2502.08769; DINOv2, arXiv 2304.07193).
 
 Both learn from patches: a patch's label is the most frequent one of its pixels. Both predict scores of each patch, which are resized to the
-label map by bilinear interpolation.
+label map by bilinear interpolation. Images pass by batch after batch; in memory are one batch and the patches that are learnt from.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,16 +11,30 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.logging import print_log
 from torch import Tensor
 
 from ..utils.errors import DataError
 from .knn import knn_scores
-from .linear import LinearModel, Standardization
 from .metrics import IGNORED, class_areas, mean_iou
-from .sweep import RATES, train_heads
+from .sweep import BLOCKS, PATCHES, RATES, Head, features_for, heads_of, logits_of
 
 NEIGHBOURS = (1, 3, 10, 30)
 CHUNK = 2**14  # patches that are scored at a time
+
+
+def check_numbers(label_map: Tensor, num_classes: int, name: str):
+    """Refuse a label map with a number that is neither a class nor 255.
+
+    Raises:
+        DataError: Names the file and the number.
+    """
+    wrong = label_map[(label_map != IGNORED) & ((label_map < 0) | (label_map >= num_classes))]
+    if len(wrong):
+        raise DataError(
+            f'{name} has the number {int(wrong[0])}; classes are 0 to {num_classes - 1}, and 255 is ignored: correct the label map, or the '
+            'names of the classes'
+        )
 
 
 def patch_labels(label_map: Tensor, grid: tuple[int, int], patch_size: tuple[int, int], num_classes: int) -> Tensor:
@@ -34,16 +48,11 @@ def patch_labels(label_map: Tensor, grid: tuple[int, int], patch_size: tuple[int
 
     Returns:
         int64 (rows * columns,): classes, or 255 where most pixels are 255.
-
-    Raises:
-        DataError: A number in the map is neither a class nor 255.
     """
     size = tuple(cells * pixels for cells, pixels in zip(grid, patch_size, strict=True))
     if tuple(label_map.shape) != size:
         label_map = F.interpolate(label_map[None, None].float(), size, mode='nearest-exact')[0, 0]
     labels = label_map.long()
-    if len(wrong := labels[(labels != IGNORED) & ((labels < 0) | (labels >= num_classes))]):
-        raise DataError(f'A label map has the number {int(wrong[0])}; classes are 0 to {num_classes - 1}, and 255 is ignored')
     labels = torch.where(labels == IGNORED, num_classes, labels)  # a class behind all others
     tiles = labels.unflatten(1, (grid[1], -1)).unflatten(0, (grid[0], -1)).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
     counts = torch.zeros(len(tiles), num_classes + 1, dtype=torch.int64, device=tiles.device)
@@ -52,13 +61,31 @@ def patch_labels(label_map: Tensor, grid: tuple[int, int], patch_size: tuple[int
     return torch.where(most == num_classes, IGNORED, most)
 
 
-@dataclass
-class PatchBank:
-    """Labelled patches to learn from, those whose label is 255 left out.
+@dataclass(frozen=True)
+class DenseBatch:
+    """Images of one size with their label maps.
 
     Args:
-        features: (n, D).
-        labels: int64 (n,).
+        features: (B, rows * columns, blocks, C), floating point, see :func:`.block_features.patch_features`.
+        grid: Patches, (rows, columns).
+        maps: Of each image, integers (H, W) of any size: classes, or 255.
+    """
+
+    features: Tensor
+    grid: tuple[int, int]
+    maps: Sequence[Tensor]
+
+
+DenseSplit = Callable[[], Iterable[DenseBatch]]  # one pass over the images of a split, always in the same order
+
+
+@dataclass(frozen=True)
+class PatchBank:
+    """Labelled patches to learn from.
+
+    Args:
+        features: float16 (n, blocks, C).
+        labels: int64 (n,) in [0, K).
         num_classes: Number of classes K.
     """
 
@@ -66,37 +93,62 @@ class PatchBank:
     labels: Tensor
     num_classes: int
 
-    def __post_init__(self):
-        kept = self.labels != IGNORED
-        if not kept.any():
-            raise DataError('No patch of the training split has a label: all pixels of its label maps are ignored (255)')
-        self.features, self.labels = self.features[kept].float(), self.labels[kept]
 
+def draw_patches(split: DenseSplit, patch_size: tuple[int, int], num_classes: int, most: int, seed: int) -> PatchBank:
+    """Labelled patches of a split, at most so many, all with the same chance, in one pass and whatever the size of the batches.
 
-@dataclass
-class DenseSplit:
-    """Images to predict label maps of.
+    Each patch draws a number, and those with the lowest are kept. While images pass by, `2 * most` patches at most are held, and those of
+    one batch: 2 * blocks * C bytes each. Where not all are kept the log tells how many are.
 
     Args:
-        features: (N, rows * columns, D), floating point; may be mapped into memory.
-        grid: Patches, (rows, columns).
-        maps: The label maps one by one, integers (H, W), in the order of the features; asked for once in every pass.
-    """
+        split: The images.
+        patch_size: (h, w) in pixels.
+        num_classes: Number of classes K.
+        most: How many patches are kept.
+        seed: Of the draw.
 
-    features: Tensor
-    grid: tuple[int, int]
-    maps: Callable[[], Iterable[Tensor]]
+    Raises:
+        DataError: No patch has a label.
+    """
+    random = np.random.default_rng(seed)
+    kept: list[tuple[Tensor, ...]] = []  # features, labels, and the numbers drawn, of each batch
+    bound, count = 1.0, 0
+    for batch in split():
+        labels = torch.cat([patch_labels(one, batch.grid, patch_size, num_classes) for one in batch.maps]).cpu()
+        drawn = torch.from_numpy(random.random(len(labels)))
+        count += int((labels != IGNORED).sum())
+        chosen = (labels != IGNORED) & (drawn < bound)
+        features = batch.features.flatten(0, 1)[chosen.to(batch.features.device)].half().cpu()
+        kept.append((features, labels[chosen], drawn[chosen]))
+        if sum(map(len, (part for *_, part in kept))) > 2 * most:
+            kept, bound = lowest(kept, most)
+    if not count:
+        raise DataError('No patch of the training split has a label: all pixels of its label maps are ignored (255)')
+    kept, _ = lowest(kept, most)
+    features, labels, _ = map(torch.cat, zip(*kept, strict=True))
+    if count > len(labels):
+        print_log(f'Learning from {len(labels):,} of {count:,} labelled patches, drawn at random (patches={most}, seed={seed})', 'current')
+    return PatchBank(features, labels, num_classes)
+
+
+def lowest(parts: list[tuple[Tensor, ...]], most: int) -> tuple[list[tuple[Tensor, ...]], float]:
+    """Rows with the lowest numbers in the last tensor of the parts, at most so many, in their order; and the highest number kept."""
+    drawn = torch.cat([part[-1] for part in parts])
+    if len(drawn) <= most:
+        return parts, 1.0
+    bound = float(drawn.kthvalue(most).values)
+    return [tuple(column[part[-1] <= bound] for column in part) for part in parts], bound
 
 
 Scorer = Callable[[Tensor], Tensor]
 
 
 def areas_of(split: DenseSplit, scorer: Scorer, num_classes: int, device: str | torch.device = 'cpu') -> np.ndarray:
-    """Predict the label maps of a split by several models at once.
+    """Predict the label maps of a split by several models at once, in one pass.
 
     Args:
         split: The images.
-        scorer: A function of patch features (n, D) that gives the scores of S models, (S, n, K).
+        scorer: A function of patch features (n, blocks, C) that gives the scores of S models, (S, n, K).
         num_classes: Number of classes K.
         device: Where to compute.
 
@@ -104,15 +156,15 @@ def areas_of(split: DenseSplit, scorer: Scorer, num_classes: int, device: str | 
         int64 (S, N, 3, K), see :func:`mmcae.evaluation.metrics.class_areas`.
     """
     found: list[Tensor] = []
-    together = max(1, CHUNK // split.features.shape[1])
-    maps = iter(split.maps())
-    for start in range(0, len(split.features), together):
-        part = split.features[start : start + together].to(device).float()
-        scores = scorer(part.flatten(0, 1)).unflatten(1, (len(part), *split.grid)).permute(1, 0, 4, 2, 3)
-        for models in scores:
-            truth = next(maps).to(device)
-            resized = (F.interpolate(one[None], tuple(truth.shape), mode='bilinear', align_corners=False)[0] for one in models)
-            found.append(torch.stack([class_areas(truth, one.argmax(dim=0), num_classes) for one in resized]).cpu())
+    for batch in split():
+        together = max(1, CHUNK // batch.features.shape[1])
+        maps = iter(batch.maps)
+        for part in batch.features.split(together):
+            scores = scorer(part.to(device).float().flatten(0, 1)).unflatten(1, (len(part), *batch.grid)).permute(1, 0, 4, 2, 3)
+            for models in scores:
+                truth = next(maps).to(device)
+                resized = (F.interpolate(one[None], tuple(truth.shape), mode='bilinear', align_corners=False)[0] for one in models)
+                found.append(torch.stack([class_areas(truth, one.argmax(dim=0), num_classes) for one in resized]).cpu())
     return torch.stack(found, dim=1).numpy()
 
 
@@ -126,6 +178,8 @@ def knn_segmentation(
 ) -> tuple[np.ndarray, str]:
     """Each patch gets the votes of its k nearest patches by cosine, one vote each; k is chosen on the validation split.
 
+    Features are those of the last block.
+
     Args:
         bank: Patches of the training split.
         val, test: The other splits.
@@ -135,11 +189,11 @@ def knn_segmentation(
     Returns:
         The areas of the test split, see :func:`areas_of`, and what was chosen.
     """
-    known, labels = bank.features.to(device), bank.labels.to(device)
+    known, labels = bank.features[:, -1].to(device), bank.labels.to(device)
     counts = sorted({min(count, len(known)) for count in k})
 
     def scorer(queries: Tensor, counts: Sequence[int]) -> Tensor:
-        return torch.stack(list(knn_scores(queries, known, labels, bank.num_classes, counts, float('inf')).values()))
+        return torch.stack(list(knn_scores(queries[:, -1], known, labels, bank.num_classes, counts, float('inf')).values()))
 
     chosen = counts[0]
     if len(counts) > 1:
@@ -154,33 +208,33 @@ def linear_segmentation(
     val: DenseSplit,
     test: DenseSplit,
     rates: Sequence[float] = RATES,
+    blocks: Sequence[int] = BLOCKS,
     device: str | torch.device = 'cpu',
     **settings,
 ) -> tuple[np.ndarray, str]:
-    """One linear layer on standardised patch features, trained on patch labels; the learning rate is chosen on the validation split.
+    """One linear layer on standardised patch features, trained on patch labels; rate and blocks are chosen on the validation split.
 
     Args:
         bank: Patches of the training split.
         val, test: The other splits.
         rates: Learning rates to choose from.
+        blocks: Numbers of last blocks to choose from, side by side; those beyond what the features hold count as all.
         device: Where to compute.
         **settings: Of :func:`mmcae.evaluation.sweep.train_heads`.
 
     Returns:
         The areas of the test split, see :func:`areas_of`, and what was chosen.
     """
-    features, labels = bank.features.to(device), bank.labels.to(device)
-    standardization = Standardization.of(features)
-    heads = train_heads(standardization(features), labels, bank.num_classes, rates, **settings)
+    features, labels = bank.features.to(device).float(), bank.labels.to(device)
+    choices = features_for(features.shape[1], blocks=blocks, pools=(PATCHES,))
+    heads = [head for feature in choices for head in heads_of(feature, features, labels, bank.num_classes, rates, **settings)]
 
-    def scorer(queries: Tensor, heads: Sequence[LinearModel]) -> Tensor:
-        queries = standardization(queries)
-        return torch.stack([head(queries) for head in heads])
+    def scorer(queries: Tensor, heads: Sequence[Head]) -> Tensor:
+        return torch.stack(list(logits_of(heads, queries)))
 
-    chosen = 0
+    best = heads[0]
     if len(heads) > 1:
         tried = areas_of(val, partial(scorer, heads=heads), bank.num_classes, device)
-        chosen = max(range(len(heads)), key=lambda number: miou_of(tried[number]))
-    (areas,) = areas_of(test, partial(scorer, heads=[heads[chosen]]), bank.num_classes, device)
-    edge = ' (end of the sweep)' if len(rates) > 1 and chosen in (0, len(rates) - 1) else ''
-    return areas, f'lr {rates[chosen]:g}{edge}'
+        best = heads[max(range(len(heads)), key=lambda number: miou_of(tried[number]))]
+    (areas,) = areas_of(test, partial(scorer, heads=[best]), bank.num_classes, device)
+    return areas, str(best)

@@ -1,7 +1,8 @@
 """The linear probe over many learning rates and features at once, so that one badly chosen learning rate decides nothing."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,9 @@ from ..utils.errors import ConfigError
 from .linear import LinearModel, Standardization
 
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+BLOCKS = (1, 4)  # as DINOv2 has them: the last block, and the last four side by side
 POOLS = ('cls', 'mean', 'both')
+PATCHES = 'patches'
 MOMENTUM = 0.9
 
 
@@ -21,7 +24,7 @@ class Feature:
 
     Args:
         blocks: The last so many blocks, side by side.
-        pool: 'cls', the cls token; 'mean', the mean over the patches; 'both' side by side.
+        pool: Of whole images: 'cls', the cls token; 'mean', the mean over the patches; 'both' side by side. 'patches': of single patches.
     """
 
     blocks: int = 1
@@ -31,27 +34,28 @@ class Feature:
         return f'{self.pool} of the last block' if self.blocks == 1 else f'{self.pool} of the last {self.blocks} blocks'
 
     def of(self, features: Tensor) -> Tensor:
-        """(N, blocks kept, 2, C), blocks in their order, cls and mean, -> (N, D)."""
+        """(N, blocks kept, 2, C), blocks in their order, cls and mean, -> (N, D); of single patches (N, blocks kept, C) -> (N, D)."""
         kept = features[:, -self.blocks :]
-        kept = kept if self.pool == 'both' else kept[:, :, POOLS.index(self.pool)]
+        kept = kept if self.pool in ('both', PATCHES) else kept[:, :, POOLS.index(self.pool)]
         return kept.flatten(1)
 
 
-def features_for(blocks_kept: int, has_cls: bool = True, blocks: Sequence[int] = (1, 4), pools: Sequence[str] = POOLS) -> list[Feature]:
+def features_for(blocks_kept: int, has_cls: bool = True, blocks: Sequence[int] = BLOCKS, pools: Sequence[str] = POOLS) -> list[Feature]:
     """The features that a sweep tries.
 
     Args:
         blocks_kept: How many blocks there are features of.
         has_cls: The encoder has a cls token.
         blocks: Numbers of last blocks to read; those beyond `blocks_kept` count as all there are.
-        pools: Of 'cls', 'mean', 'both'.
+        pools: Of 'cls', 'mean', 'both'; or 'patches'.
 
     Raises:
         ConfigError: An unknown pool, or a number of blocks below 1.
     """
-    wrong = [pool for pool in pools if pool not in POOLS]
+    known = (*POOLS, PATCHES)
+    wrong = [pool for pool in pools if pool not in known]
     if wrong or not pools or not blocks or min(blocks) < 1:
-        raise ConfigError(f'A sweep over blocks={list(blocks)} and pools={list(pools)}: blocks are 1 or more, pools are of {POOLS}')
+        raise ConfigError(f'A sweep over blocks={list(blocks)} and pools={list(pools)}: blocks are 1 or more, pools are of {known}')
     counts = sorted({min(count, blocks_kept) for count in blocks})
     return [Feature(count, pool) for count in counts for pool in (pools if has_cls else ('mean',))]
 
@@ -120,13 +124,12 @@ def batches(count: int, batch_size: int, steps: int, seed: int) -> Iterable[Tens
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """The head that is best on the validation split.
+class Head:
+    """A linear classifier out of a sweep.
 
     Attributes:
         feature: What it reads.
         rate: Its learning rate.
-        val_score: Its score on the validation split.
         at_edge: Its rate is the lowest or highest of the sweep, so that a better one may lie outside.
         model: Reads standardised features.
         standardization: Of the training features.
@@ -134,17 +137,46 @@ class Chosen:
 
     feature: Feature
     rate: float
-    val_score: float
     at_edge: bool
     model: LinearModel
     standardization: Standardization
 
     def __call__(self, features: Tensor) -> Tensor:
-        """(N, blocks, 2, C) -> logits (N, K)."""
+        """Features as the feature takes them -> logits (N, K)."""
         return self.model(self.standardization(self.feature.of(features)))
 
     def __str__(self):
         return f'{self.feature}, lr {self.rate:g}{" (end of the sweep)" if self.at_edge else ""}'
+
+
+def heads_of(
+    feature: Feature, features: Tensor, labels: Tensor, num_classes: int, rates: Sequence[float] = RATES, **settings
+) -> list[Head]:
+    """A linear classifier on one feature for every learning rate.
+
+    Args:
+        feature: What they read.
+        features: As it takes them.
+        labels: int64 (N,).
+        num_classes: Number of classes.
+        rates: Learning rates.
+        **settings: Of :func:`train_heads`.
+    """
+    inputs = feature.of(features)
+    standardization = Standardization.of(inputs)
+    models = train_heads(standardization(inputs), labels, num_classes, rates, **settings)
+    ends = (0, len(rates) - 1) if len(rates) > 1 else ()
+    return [
+        Head(feature, rate, number in ends, model, standardization) for number, (rate, model) in enumerate(zip(rates, models, strict=True))
+    ]
+
+
+def logits_of(heads: Sequence[Head], features: Tensor) -> Iterator[Tensor]:
+    """What each of several heads makes of features, (N, K); heads of one feature in a row share its standardisation."""
+    for _, several in groupby(heads, key=lambda head: id(head.standardization)):
+        first, *others = several
+        inputs = first.standardization(first.feature.of(features))
+        yield from (head.model(inputs) for head in (first, *others))
 
 
 def linear_sweep(
@@ -153,32 +185,25 @@ def linear_sweep(
     num_classes: int,
     choices: Sequence[Feature],
     rates: Sequence[float] = RATES,
-    score: Callable[[Tensor, Tensor], float] | None = None,
     **settings,
-) -> Chosen:
-    """Train a linear classifier for every feature and learning rate, and choose on the validation split.
+) -> Head:
+    """Train a linear classifier for every feature and learning rate; the one with the best top-1 accuracy on the validation split.
 
     Args:
         train, val: Features (N, blocks, 2, C), see :class:`Feature`, and labels int64 (N,) of each split.
         num_classes: Number of classes.
         choices: Features to try.
         rates: Learning rates to try.
-        score: Of logits (N, K) and labels; top-1 accuracy where not given.
         **settings: Of :func:`train_heads`.
     """
-    score = score or top1
-    found = None
+    best = None
     for feature in choices:
-        inputs = feature.of(train[0])
-        standardization = Standardization.of(inputs)
-        heads = train_heads(standardization(inputs), train[1], num_classes, rates, **settings)
-        judged = standardization(feature.of(val[0]))
-        for number, (rate, head) in enumerate(zip(rates, heads, strict=True)):
-            value = score(head(judged), val[1])
-            if found is None or value > found.val_score:
-                edge = len(rates) > 1 and number in (0, len(rates) - 1)
-                found = Chosen(feature, rate, value, edge, head, standardization)
-    return found
+        heads = heads_of(feature, *train, num_classes, rates, **settings)
+        for head, logits in zip(heads, logits_of(heads, val[0]), strict=True):
+            score = top1(logits, val[1])
+            if best is None or score > best[0]:
+                best = score, head
+    return best[1]
 
 
 def top1(logits: Tensor, labels: Tensor) -> float:

@@ -75,6 +75,19 @@ def test_where_nothing_can_be_kept_it_is_computed(tmp_path):
     assert kept_result(ABOUT, lambda: [1], tmp_path / 'file') == [1]
 
 
+def test_where_there_is_no_room_nothing_is_kept(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(free=47))  # of 24 bytes
+    assert kept_features(ABOUT, (3, 2), 'float32', lambda: iter([VALUES]), tmp_path, in_memory=False) is None
+    assert kept(tmp_path)[1] == kept(tmp_path)[1] == 1
+    assert not list(tmp_path.glob('*.npy'))
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(free=48))
+    assert kept(tmp_path)[1] == 1
+    monkeypatch.setattr('shutil.disk_usage', lambda folder: SimpleNamespace(free=0))  # what is there already needs none
+    assert kept(tmp_path)[1] == 0
+
+
 def test_block_tokens_are_those_of_out_indices():
     torch.manual_seed(0)
     settings = dict(arch=dict(embed_dims=16, num_layers=3, num_heads=2), img_size=32, patch_size=8, out_type='raw')
@@ -89,7 +102,10 @@ def test_block_tokens_are_those_of_out_indices():
     pooled = pooled_features(encoder, images, 9)
     assert pooled.shape == (2, 3, 2, 16)
     torch.testing.assert_close(pooled[:, -1], torch.stack((last[:, 0], last[:, 1:].mean(dim=1)), dim=1))
-    torch.testing.assert_close(patch_features(encoder, images, 2)[..., 16:], last[:, 1:])
+    patches = patch_features(encoder, images, 2)
+    assert patches.shape == (2, 16, 2, 16)
+    torch.testing.assert_close(patches[:, :, 1], last[:, 1:])
+    torch.testing.assert_close(patches[:, :, 0], block_tokens(encoder, images, (1,))[:, 0, 1:])
     with pytest.raises(ConfigError, match='Block 3 is not there'):
         block_tokens(encoder, images, (3,))
 

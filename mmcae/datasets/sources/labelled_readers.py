@@ -15,6 +15,7 @@ from ...utils.text_files import read_text
 from .folder_index import folder_index
 from .group_split import groups_of
 from .image_folder import EXTENSIONS
+from .image_headers import read_header
 from .label_maps import read_label_map
 from .labelled_images import LabelledImages, LabelMaps, dealt
 
@@ -140,8 +141,8 @@ def from_label_maps(folder: Path, maps: Path) -> dict:
     if not names:
         raise DataError(f'There is no image in {folder}')
     map_paths = [files[os.path.splitext(name)[0]] for name in names]
-    classes = class_names(maps.parent, map_paths)
-    found = dict(paths=[str(folder / name) for name in names], label_maps=LabelMaps(classes, map_reader(map_paths), map_paths))
+    found = dict(paths=[str(folder / name) for name in names])
+    found['label_maps'] = label_maps_of(found['paths'], map_paths, maps.parent)
     return found if None in splits else dict(found, splits=splits)
 
 
@@ -158,9 +159,28 @@ def class_names(root: Path, map_paths: Sequence[str]) -> list[str]:
     return [str(number) for number in range(highest + 1)]
 
 
-def map_reader(paths: Sequence[str]):
-    """Reads the label map of an index."""
-    return lambda number: read_label_map(paths[number], read_file(paths[number]))
+def label_maps_of(images: Sequence[str], maps: Sequence[str], root: Path) -> LabelMaps:
+    """The label maps of images. Each is checked when it is read: against the size of its image, and against the names of the classes."""
+    names = class_names(root, maps)
+
+    def read(number: int) -> np.ndarray:
+        path, image = maps[number], images[number]
+        labels, header = read_label_map(path, read_file(path)), read_header(image)
+        if header is not None and labels.shape != header.upright:
+            found, wanted = (f'{width}x{height}' for height, width in (labels.shape, header.upright))
+            raise DataError(
+                f'{path} is {found} pixels (width x height), but {image} is {wanted}: store the map in the size of its image, resized '
+                'without interpolation (nearest)'
+            )
+        wrong = labels[(labels != 255) & ((labels < 0) | (labels >= len(names)))]
+        if wrong.size:
+            raise DataError(
+                f'{path} has the number {wrong[0]}; {root / "classes.txt"} names the classes 0 to {len(names) - 1}, and 255 is ignored: '
+                'add the name, or correct the label map'
+            )
+        return labels
+
+    return LabelMaps(names, read, maps)
 
 
 # ---------------------------------------------------------------- tables
@@ -184,7 +204,7 @@ def from_table(path: Path) -> dict:
         found['classes'] = numbered(filled(columns['label'], 'label', path))
     if 'label_map' in columns:
         maps = [str(path.parent / cell) for cell in filled(columns['label_map'], 'label_map', path)]
-        found['label_maps'] = LabelMaps(class_names(path.parent, maps), map_reader(maps), maps)
+        found['label_maps'] = label_maps_of(found['paths'], maps, path.parent)
     numbers = {name: parsed(cells, name, path) for name, cells in columns.items() if name not in COLUMNS}
     tags = {name: values == 1 for name, values in numbers.items() if np.isin(values, (0, 1)).all()}
     if tags:
