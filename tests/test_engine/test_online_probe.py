@@ -4,8 +4,11 @@ import json
 
 import pytest
 import torch
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.preprocessing import StandardScaler
 
 from mmcae.engine import OnlineProbe
+from mmcae.engine.hooks.online_probe import PENALTY, linear_scores
 from mmcae.evaluation import effective_rank, feature_std
 from mmcae.evaluation.features import build_dataloader, loader_features
 from mmcae.evaluation.knn import knn_scores
@@ -47,6 +50,18 @@ def test_reports_collapse_without_labels_and_knn_with_them(pretrain, probe):
     unknown, truth = loader_features(runner.model, build_dataloader(queries))
     accuracy = (knn_scores(unknown, features, labels, 2, (3,))[3].argmax(1) == truth).float().mean().item()
     assert lines[2]['probe/knn3_top1'] == pytest.approx(100 * accuracy)
+    scale = StandardScaler().fit(features)
+    theirs = RidgeClassifier(alpha=PENALTY * len(features)).fit(scale.transform(features), labels)
+    assert lines[2]['probe/linear_top1'] == pytest.approx(100 * theirs.score(scale.transform(unknown), truth))
+
+
+def test_linear_scores_are_scikit_learns():
+    labels = torch.arange(90) % 3
+    bank, queries = 5 + 2 * torch.randn(3, 7)[labels] + torch.randn(90, 7), 5 + 3 * torch.randn(40, 7)
+    bank[:, 4] = queries[:, 4] = 1.5  # constant, as dead channels are
+    scale = StandardScaler().fit(bank)
+    theirs = Ridge(alpha=PENALTY * 90).fit(scale.transform(bank), torch.eye(3)[labels]).predict(scale.transform(queries))
+    assert torch.allclose(linear_scores(queries, bank, labels, 3), torch.from_numpy(theirs).float(), atol=1e-5)
 
 
 def test_training_goes_on_as_without_it(pretrain, probe):

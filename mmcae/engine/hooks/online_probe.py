@@ -1,17 +1,22 @@
-"""See during pretraining whether the encoder becomes useful: nearest-neighbour accuracy and signs of collapse."""
+"""See during pretraining whether the encoder becomes useful: nearest neighbours, a linear classifier, and signs of collapse."""
 
 import time
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.hooks import Hook
+from torch import Tensor
 
 from ...evaluation.collapse import effective_rank, feature_std
 from ...evaluation.features import build_dataloader, loader_features
 from ...evaluation.knn import check_bank, knn_scores
+from ...evaluation.linear import Standardization, ridge_regression
 from ...registry import HOOKS
 from ...utils.errors import ConfigError
 from ...utils.precision import check_dtype
+
+PENALTY = 0.01  # of the squared weights, for each image: for 100 to 2000 images of the digits within 3 points of the best of 1e-4 to 1
 
 
 @HOOKS.register_module()
@@ -23,6 +28,8 @@ class OnlineProbe(Hook):
     * `probe/effective_rank`: RankMe. A fall during training means that features lose directions; no labels needed.
     * `probe/feature_std`: about 1 for well spread features, 0 when all images look the same to the encoder; no labels needed.
     * `probe/knn10_top1` and so on, in percent, where there are `query_dataloader` and labels.
+    * `probe/linear_top1`, in percent, beside them: of ridge regression on the classes, in closed form, of standardised features. It orders
+      encoders as a trained linear probe does, within milliseconds.
 
     The features are the output of the model's `extract_feat`, averaged where it is one per token: for pretraining with CAEViT choose them
     by `model.backbone.out_type`. Training goes on exactly as without the hook. The log tells the share of the time that the hook takes;
@@ -96,6 +103,16 @@ class OnlineProbe(Hook):
         metrics = {'probe/effective_rank': effective_rank(features), 'probe/feature_std': feature_std(features)}
         if 'queries' in self.loaders:
             queries, truth = loader_features(model, self.loaders['queries'], self.dtype)
-            for k, scores in knn_scores(queries, features, labels, self.num_classes, self.k, self.temperature).items():
-                metrics[f'probe/knn{k}_top1'] = 100 * float((scores.argmax(dim=1) == truth).float().mean())
+            neighbours = knn_scores(queries, features, labels, self.num_classes, self.k, self.temperature)
+            found = {f'knn{k}': scores for k, scores in neighbours.items()}
+            found['linear'] = linear_scores(queries, features, labels, self.num_classes)
+            for name, scores in found.items():
+                metrics[f'probe/{name}_top1'] = 100 * float((scores.argmax(dim=1) == truth).float().mean())
         return metrics
+
+
+def linear_scores(queries: Tensor, bank: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Scores (Q, K) of queries (Q, C) by ridge regression on the classes of a bank (N, C) with labels (N,)."""
+    standardization = Standardization.of(bank)
+    (model,) = ridge_regression(standardization(bank), F.one_hot(labels, num_classes), [PENALTY * len(bank)])
+    return model(standardization(queries))
