@@ -1,7 +1,8 @@
-"""A page that shows what encoders make of images: colours, similarity, attention, and what CAE's regressor reads."""
+"""A page that shows what encoders make of images: colours, similarity, attention, what CAE's regressor reads, reconstructions."""
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -10,13 +11,19 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..checkpoints import read_weights
 from ..evaluation.attention_weights import cross_attention, self_attention
 from ..models import Encoder
+from ..utils.errors import ConfigError
 from ..visualization.attention import overlay
 from ..visualization.page import Page, data_url
 from ..visualization.patch_features import pca_colors, similarities
+from ..visualization.reconstruction import reconstruction_sheet
 from ..visualization.sheet import as_rgb, enlarge, picture_sheet
+from .features import load_encoder_and_view
 from .images import load_image, resize
+from .load import load_cae
+from .reconstruct import load_pretrained, reconstruct
 from .view import View
 
 SIDE = 224  # pixels of a picture on the page
@@ -69,30 +76,83 @@ document.querySelectorAll('.similar').forEach(group => {
 """
 
 
-def write_encoder_page(
-    encoders: Mapping[str, tuple[Encoder, View]],
-    images: Sequence[str | Path],
-    out: str | Path,
-    side: int | None = None,
-    models: Mapping[str, nn.Module] | None = None,
-    mask_ratio: float = 0.5,
-    seed: int = 0,
-) -> Path:
-    """Write the page.
+@dataclass
+class Shown:
+    """A checkpoint as a page shows it.
+
+    Attributes:
+        encoder: In eval mode.
+        view: What it is shown.
+        model: The pretraining model, if the file has a regressor; its cross-attention is shown.
+        pretrained: The pretraining model with its target, if a config tells it; its reconstructions are shown.
+        note: Why there are no reconstructions, where some are expected.
+    """
+
+    encoder: Encoder
+    view: View
+    model: nn.Module | None = None
+    pretrained: nn.Module | None = None
+    note: str = ''
+
+
+def load_shown(path: str | Path, config: str | Path | None = None, num_heads: int | None = None, decoder_num_heads: int | None = None):
+    """What can be shown of a checkpoint.
 
     Args:
-        encoders: In eval mode, with what they are shown, by name.
-        images: Files of any sizes.
-        out: The file, `.html`.
-        side: Pixels of the longer side as the encoders see it. Defaults to that of each encoder's view.
-        models: Pretraining models with a regressor, in eval mode, by the names of their encoders.
-        mask_ratio: Share of the patches that is hidden from them.
-        seed: Of the masks.
+        path: The checkpoint.
+        config: Of its pretraining, for reconstructions.
+        num_heads, decoder_num_heads: Of the encoder and the regressor, where the file does not tell.
+
+    Returns:
+        Shown: What the file and the config tell.
+
+    Raises:
+        CheckpointError: It holds no encoder, or is not of this config.
+        ConfigError: The config describes neither CAE nor CAE v2.
     """
-    cuts = {name: [whole_image(image, encoder, view, side) for image in images] for name, (encoder, view) in encoders.items()}
-    features = {name: [patches_of(*encoders[name], cut) for cut in cuts[name]] for name in encoders}
-    names = [Path(image).name for image in images]
+    encoder, view = load_encoder_and_view(path, **({} if num_heads is None else dict(num_heads=num_heads)))
+    shown = Shown(encoder.eval(), view)
+    if 'regressor.mask_token' in read_weights(path).state:
+        shown.model = load_cae(path, num_heads, decoder_num_heads).eval()
+    if config is not None:
+        shown.pretrained = load_pretrained(config, path)
+    return shown
+
+
+def write_encoder_page(encoders: Mapping[str, Shown], images: Sequence[str | Path], out: str | Path, **settings) -> Path:
+    """Write a page; the arguments are those of :func:`add_encoders`, and `out` is the file, `.html`."""
     page = Page(out, f'Images as seen by {", ".join(encoders)}')
+    add_encoders(page, encoders, images, **settings)
+    page.write()
+    return page.path
+
+
+def add_encoders(
+    page: Page,
+    encoders: Mapping[str, Shown],
+    images: Sequence[str | Path],
+    side: int | None = None,
+    mask_ratio: float = 0.5,
+    masks: int = 3,
+    seed: int = 0,
+):
+    """Add to a page what encoders make of images.
+
+    Args:
+        page: To add to.
+        encoders: From :func:`load_shown`, by name.
+        images: Files of any sizes.
+        side: Pixels of the longer side as the encoders see it. Defaults to that of each encoder's view.
+        mask_ratio: Share of the patches that is hidden from pretraining models.
+        masks: Random masks of each image that is reconstructed.
+        seed: Of the masks.
+
+    Raises:
+        DataError: An image cannot be read, or there are too few patches for colours.
+    """
+    cuts = {key: [whole_image(image, one.encoder, one.view, side) for image in images] for key, one in encoders.items()}
+    features = {key: [patches_of(one.encoder, one.view, cut) for cut in cuts[key]] for key, one in encoders.items()}
+    names = [Path(image).name for image in images]
     page.heading('Patch features as colours')
     page.text(
         'The first three principal components of the last patch features, of all images together. Components of further encoders are '
@@ -107,21 +167,37 @@ def write_encoder_page(
     for number, name in enumerate(names):
         page.html(similarity_html(name, {key: (cuts[key][number], features[key][number]) for key in encoders}))
     page.html(SIMILARITY)
-    for key, (encoder, view) in encoders.items():
-        if not encoder.has_cls:
+    for key, one in encoders.items():
+        if not one.encoder.has_cls:
             continue
         page.heading(f'Attention of the cls token: {key}')
         for name, cut in zip(names, cuts[key], strict=True):
-            page.picture(block_sheet(encoder, view, cut), f'{name}: blocks in rows, heads in columns')
-    for key, model in (models or {}).items():
-        page.heading(f'What the regressor reads: {key}')
-        page.text(f'{mask_ratio:.0%} of the patches are hidden (grey). For some (framed): the patches that the regressor attends to.')
-        view = encoders[key][1]
-        for name, cut in zip(names, cuts[key], strict=True):
-            sheet = regressor_sheet(model, view, cut, mask_ratio, seed)
-            page.picture(sheet, f'{name}: cross-attention of the regressor')
-    page.write()
-    return page.path
+            page.picture(block_sheet(one.encoder, one.view, cut), f'{name}: blocks in rows, heads in columns')
+    for key, one in encoders.items():
+        if one.model is not None:
+            page.heading(f'What the regressor reads: {key}')
+            page.text(f'{mask_ratio:.0%} of the patches are hidden (grey). For some (framed): the patches that the regressor attends to.')
+            for name, cut in zip(names, cuts[key], strict=True):
+                page.picture(regressor_sheet(one.model, one.view, cut, mask_ratio, seed), f'{name}: cross-attention of the regressor')
+    for key, one in encoders.items():
+        if one.pretrained is not None or one.note:
+            add_reconstructions(page, key, one, images, mask_ratio, masks, seed)
+
+
+def add_reconstructions(page: Page, key: str, shown: Shown, images: Sequence[str | Path], mask_ratio: float, masks: int, seed: int):
+    """Several masks of each image, reconstructed; or the reason why there are none."""
+    page.heading(f'Reconstructions: {key}')
+    note, sheets = shown.note, []
+    try:
+        for image in images if shown.pretrained is not None else ():
+            rows = [reconstruct(shown.pretrained, image, mask_ratio, seed=seed + number) for number in range(masks)]
+            sheets.append((reconstruction_sheet(rows), f'{Path(image).name}: a random mask in each row, {mask_ratio:.0%} hidden'))
+    except ConfigError as error:  # a target that cannot be drawn
+        note = str(error)
+    for sheet in sheets:
+        page.picture(*sheet)
+    if note:
+        page.text(f'There are none. {note}')
 
 
 def whole_image(path, encoder: Encoder, view: View, side: int | None = None) -> np.ndarray:

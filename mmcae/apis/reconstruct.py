@@ -1,5 +1,6 @@
 """What a pretrained CAE makes of the masked part of an image, as a picture."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..datasets.transforms import RandomMaskGenerator
-from ..models import CAE
+from ..models import CAE, CAEv2
+from ..models.targets import Target, Teacher
 from ..registry import MODELS
 from ..utils.configs.loading import load_config
 from ..utils.errors import ConfigError
-from ..visualization.sheet import as_rgb
+from ..visualization.patch_features import pca_colors
+from ..visualization.sheet import as_rgb, enlarge
 from .images import fit, load_image, to_tensor
 
 
@@ -27,6 +30,7 @@ class Reconstruction:
         image: What the model was shown, before masking.
         masked: The same, with the masked patches in grey.
         predicted: The targets drawn by the tokenizer: those of the visible patches as they are, those of the masked ones as predicted.
+            Features of a teacher are drawn as colours, their first three principal components.
         tokenized: The same with the true targets everywhere: no prediction can look better.
         mask: bool (rows, columns), True = masked.
         accuracy: Share of the masked patches whose token was predicted right; None for targets that are no tokens.
@@ -40,11 +44,11 @@ class Reconstruction:
     accuracy: float | None
 
 
-def load_pretrained(config: str | Path, checkpoint: str | Path) -> CAE:
+def load_pretrained(config: str | Path, checkpoint: str | Path) -> CAE | CAEv2:
     """The pretraining model of a config, tokenizer included, with the weights of a checkpoint (mmcae's, the authors', mmpretrain's).
 
     Raises:
-        ConfigError: The config describes no CAE.
+        ConfigError: The config describes neither CAE nor CAE v2.
         CheckpointError: The checkpoint is of another model.
     """
     cfg = load_config(config)
@@ -52,14 +56,14 @@ def load_pretrained(config: str | Path, checkpoint: str | Path) -> CAE:
     if 'data_preprocessor' in cfg:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     model = MODELS.build(cfg.model)
-    if not isinstance(model, CAE):
+    if not isinstance(model, CAE | CAEv2):
         raise ConfigError(f'{config} describes a {type(model).__name__}, not the pretraining of a CAE')
     model.load_pretrained(checkpoint)
     return model.eval()
 
 
 def reconstruct(
-    model: CAE | tuple[str | Path, str | Path],
+    model: CAE | CAEv2 | tuple[str | Path, str | Path],
     image: str | Path | np.ndarray,
     mask: np.ndarray | float = 0.5,
     img_size: int | tuple[int, int] | None = None,
@@ -80,7 +84,7 @@ def reconstruct(
     Raises:
         ConfigError: The model has no tokenizer, its tokenizer cannot draw, or mask and image do not fit.
     """
-    model = model if isinstance(model, CAE) else load_pretrained(*model)
+    model = load_pretrained(*model) if isinstance(model, tuple) else model
     tokenizer, encoder = model.target_generator, model.backbone
     if tokenizer is None:
         raise ConfigError('This CAE has no tokenizer that could draw its predictions: build it from a config with a target_generator')
@@ -89,24 +93,43 @@ def reconstruct(
     mask = check_mask(mask, grid, seed)
     image = load_image(image, encoder.in_channels)
     view = fit(image, size)
-    second_size = tuple(n * p for n, p in zip(grid, tokenizer.downsample, strict=True))
-    second_view = fit(image, second_size, Image.Resampling.LANCZOS)
-
-    views = [to_tensor([view]), to_tensor([second_view])]
-    images, reference = model.data_preprocessor(dict(inputs=views, data_samples=None))['inputs']
+    if tokenizer.reads_encoder_view:
+        images = model.data_preprocessor(dict(inputs=to_tensor([view]), data_samples=None))['inputs']
+        images = images if torch.is_tensor(images) else images[0]
+        reference = tokenizer.view_of(images, grid, model.data_preprocessor)
+    else:
+        second_size = tuple(n * p for n, p in zip(grid, tokenizer.downsample, strict=True))
+        views = [to_tensor([view]), to_tensor([fit(image, second_size, Image.Resampling.LANCZOS)])]
+        images, reference = model.data_preprocessor(dict(inputs=views, data_samples=None))['inputs']
     flags = torch.from_numpy(mask).flatten()[None]
     with torch.inference_mode():
-        logits = model.predict(images, flags)['logits'].float()
+        logits = predicted_targets(model, images, flags).float()
         true = tokenizer.tokenize(reference)
         masked = flags.view(true.shape[:2] if true.is_floating_point() else true.shape).to(true.device)
-        guess = logits[0] if true.is_floating_point() else logits[0].argmax(-1)
+        guess = logits if true.is_floating_point() else logits.argmax(-1)
         accuracy = None if true.is_floating_point() else (true[masked] == guess).float().mean().item()
         predicted = true.clone()
         predicted[masked] = guess
-        drawn = [tokenizer.decode(targets, reference=reference) for targets in (predicted, true)]
-    pictures = [to_picture(picture * tokenizer.std + tokenizer.mean) for picture in drawn]
+        pictures = draw_targets(tokenizer, (predicted, true), reference, grid, max(size))
     view = as_rgb(view)
     return Reconstruction(view, hide(view, mask), *pictures, mask, accuracy)
+
+
+def predicted_targets(model: CAE | CAEv2, images: Tensor, flags: Tensor) -> Tensor:
+    """What a model predicts of the masked patches of one image (1, C, H, W), flags bool (1, N): (m, num_outputs)."""
+    found = model.predict(images, flags)
+    return found['logits'][0] if isinstance(model, CAE) else found['prediction'][0, 1:][flags[0]]
+
+
+def draw_targets(tokenizer: Target, targets: Sequence[Tensor], reference: Tensor, grid: tuple[int, int], side: int) -> list[np.ndarray]:
+    """Pictures uint8 (h, w, 3) of targets of one view: by the tokenizer, or of features as colours, `side` pixels long."""
+    if not isinstance(tokenizer, Teacher):
+        drawn = [tokenizer.decode(one, reference=reference) for one in targets]
+        return [to_picture(picture * tokenizer.std + tokenizer.mean) for picture in drawn]
+    features = [one[0].float().cpu().unflatten(0, grid) for one in targets]
+    if tokenizer.loss_kind == 'cosine':
+        features = [torch.nn.functional.normalize(one, dim=-1) for one in features]
+    return [enlarge(one, side, smooth=False) for one in pca_colors([features])[0]]
 
 
 def check_mask(mask: np.ndarray | float, grid: tuple[int, int], seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,13 +20,16 @@ LARGEST = 8 * 2**20  # bytes of a picture
 PLACES = {'work_dir', 'resume', 'load_from', 'launcher'}  # differ between runs by their nature
 
 
-def write_report(work_dirs: Mapping[str, str | Path], out: str | Path, title: str | None = None) -> Path:
+def write_report(
+    work_dirs: Mapping[str, str | Path], out: str | Path, title: str | None = None, more: Callable[[Page], None] | None = None
+) -> Path:
     """Write a page about work dirs.
 
     Args:
         work_dirs: By the names that runs have on the page.
         out: The file, `.html`; pictures and curves are in it.
         title: Of the page.
+        more: Adds further parts to the page, before the configuration.
 
     Raises:
         DataError: A folder has neither logs nor tables of :mod:`mmcae.apis.judging`, or a file in it is damaged.
@@ -50,6 +53,8 @@ def write_report(work_dirs: Mapping[str, str | Path], out: str | Path, title: st
         page.heading('Curves')
         page.pictures(curves)
     add_pictures(page, folders)
+    if more:
+        more(page)
     configs = {name: config for name, folder in folders.items() if (config := config_of(folder)) is not None}
     add_configs(page, configs)
     if environments := {name: text for name, folder in folders.items() if (text := environment_of(folder))}:

@@ -1,15 +1,26 @@
 """The page of what encoders make of images."""
 
 import base64
+import io
 import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from mmcae.apis import reconstruct
 from mmcae.apis.features import load_encoder_and_view
-from mmcae.apis.look import framed, patches_of, regressor_sheet, whole_image, write_encoder_page
+from mmcae.apis.look import Shown, add_reconstructions, framed, patches_of, regressor_sheet, whole_image, write_encoder_page
+from mmcae.commands.look import named_configs
 from mmcae.models import CAEViT
+from mmcae.utils.errors import ConfigError
+from mmcae.visualization.page import Page
+from mmcae.visualization.reconstruction import reconstruction_sheet
+
+PREPROCESSOR = dict(
+    type='mmpretrain.TwoNormDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3, second_mean=[0.0] * 3, second_std=[255.0] * 3
+)
 
 
 @pytest.fixture
@@ -31,8 +42,8 @@ def test_images_of_any_size_are_shown_whole(encoder, image_folder):
 def test_page(encoder, image_folder, tmp_path, tiny_cae):
     paths = sorted(image_folder('flat', (), 2, size=(40, 60)).iterdir())
     model = tiny_cae().eval()
-    encoders = dict(small=load_encoder_and_view(encoder), cae=load_encoder_and_view(model.backbone))
-    page = write_encoder_page(encoders, paths, tmp_path / 'look.html', models=dict(cae=model))
+    encoders = dict(small=Shown(*load_encoder_and_view(encoder)), cae=Shown(*load_encoder_and_view(model.backbone), model))
+    page = write_encoder_page(encoders, paths, tmp_path / 'look.html')
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:)', text)
     canvases = re.findall(r'data-rows="(\d+)" data-columns="(\d+)" data-cells="([^"]+)"', text)
@@ -66,3 +77,28 @@ def test_command(tiny_cae, image_folder, tmp_path, fork_tool):
     assert 'What the regressor reads: mine' in (tmp_path / 'look.html').read_text()
     code, output = fork_tool('mmcae/__main__.py', *command, '--mask-ratio', 1.5)
     assert code == 2 and '--mask-ratio 1.5' in output.splitlines()[-1]
+
+
+def test_reconstructions(tiny_cae, image_folder, tmp_path):
+    """Several masks of each image; of a target that cannot be drawn, or is not there, the reason."""
+    paths = sorted(image_folder('flat', (), 2, size=(40, 60)).iterdir())
+    pixels = dict(target_generator=dict(type='mmcae.PixelTargets', patch_size=16), decoder=dict(num_outputs=768))
+    model = tiny_cae(**pixels, data_preprocessor=PREPROCESSOR).eval()
+    shown = Shown(*load_encoder_and_view(model.backbone), pretrained=model)
+    page = Page(tmp_path / 'look.html', 'look')
+    add_reconstructions(page, 'cae', shown, paths, 0.5, 3, 0)
+    sheets = [Image.open(io.BytesIO(base64.b64decode(part))) for part in re.findall('base64,([^"]*)', ''.join(page.parts))]
+    three = reconstruction_sheet([reconstruct(model, paths[0], seed=seed) for seed in range(3)])
+    assert len(sheets) == 2 and (np.array(sheets[0]) == np.array(three)).all()
+    for other in (Shown(shown.encoder, shown.view, pretrained=tiny_cae().eval()), Shown(shown.encoder, shown.view, note='no tokenizer')):
+        page = Page(tmp_path / 'look.html', 'look')
+        add_reconstructions(page, 'cae', other, paths, 0.5, 3, 0)
+        assert 'no tokenizer' in page.parts[-1] and 'img' not in ''.join(page.parts)
+
+
+def test_configs_belong_to_encoders():
+    assert named_configs(['a.py'], dict(x='x.pth')) == dict(x='a.py')
+    assert named_configs(['y=a.py'], dict(x='x.pth', y='y.pth')) == dict(y='a.py')
+    for wrong in ('a.py', 'z=a.py', 'x='):
+        with pytest.raises(ConfigError, match='NAME=CONFIG, with a name out of x, y'):
+            named_configs([wrong], dict(x='x.pth', y='y.pth'))

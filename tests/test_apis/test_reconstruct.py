@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mmcae.models
 from mmcae.apis import load_pretrained, reconstruct
 from mmcae.models.targets import PatchCodebook
 from mmcae.utils.errors import CheckpointError, ConfigError
@@ -107,6 +108,30 @@ def test_pixel_targets_have_pictures_but_no_accuracy(tiny_cae, image, normalize)
     np.testing.assert_allclose(result.tokenized, image, atol=1)
     np.testing.assert_allclose(result.predicted[16:], image[16:], atol=1)
     assert (result.predicted[:16] != image[:16]).any()
+
+
+@pytest.mark.parametrize('loss', ['mse', 'cosine'])
+@pytest.mark.parametrize('method', ['CAE', 'CAEv2'])
+def test_features_of_a_teacher_are_drawn_as_colours(method, loss, image):
+    """One colour for each patch; visible ones have the teacher's, masked ones another."""
+    encoder = dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=2, num_heads=4), img_size=64)
+    parts = dict(
+        backbone=encoder,
+        regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=48, embed_dims=48, num_heads=4, num_layers=1),
+        target_generator=dict(type='mmcae.Teacher', model=encoder, loss=loss),
+        data_preprocessor=dict(type='mmpretrain.SelfSupDataPreprocessor', mean=PREPROCESSOR['mean'], std=PREPROCESSOR['std']),
+    )
+    if method == 'CAE':
+        parts['decoder'] = dict(type='mmcae.CAEDecoder', embed_dims=48, num_heads=4, num_layers=1, num_outputs=None)
+    torch.manual_seed(0)
+    model = getattr(mmcae.models, method)(**parts).eval()
+    mask = np.zeros((4, 4), bool)
+    mask[:2] = True
+    result = reconstruct(model, image, mask)
+    assert result.accuracy is None and result.predicted.shape == (64, 64, 3)
+    np.testing.assert_array_equal(result.predicted[32:], result.tokenized[32:])
+    assert (result.predicted[:32] != result.tokenized[:32]).any()
+    assert len(np.unique(result.tokenized[:16, :16].reshape(-1, 3), axis=0)) == 1
 
 
 def test_bad_masks_are_refused(model, image):

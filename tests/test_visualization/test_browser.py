@@ -7,7 +7,7 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 
 from mmcae.apis.features import load_encoder_and_view
-from mmcae.apis.look import write_encoder_page
+from mmcae.apis.look import Shown, write_encoder_page
 from mmcae.models import CAEViT
 from mmcae.visualization.page import Page
 
@@ -22,7 +22,7 @@ def look_page(tmp_path_factory):
     for name, patch in (('fine', 8), ('coarse', 16)):
         torch.manual_seed(0)
         encoder = CAEViT(arch=dict(embed_dims=16, num_layers=2, num_heads=2), img_size=64, patch_size=patch)
-        encoders[name] = load_encoder_and_view(encoder.eval())
+        encoders[name] = Shown(*load_encoder_and_view(encoder.eval()))
     pixels = np.random.default_rng(0).integers(0, 255, (48, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / 'image.png')
     return write_encoder_page(encoders, [folder / 'image.png'], folder / 'look.html')
