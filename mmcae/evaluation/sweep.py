@@ -103,10 +103,10 @@ def train_heads(
     for step, index in enumerate(batches(count, batch_size, steps, seed)):
         index = index.to(features.device)
         batch, truth = features[index], labels[index]
-        logits = torch.baddbmm(bias[:, None], batch.expand(len(rates), -1, -1), weight.transpose(1, 2))
+        logits = F.linear(batch, weight.flatten(0, 1), bias.flatten()).unflatten(1, (len(rates), num_classes))
         # The gradient of the mean cross entropy.
-        error = (logits.softmax(dim=-1) - F.one_hot(truth, num_classes)) / len(batch)
-        gradients = (error.transpose(1, 2) @ batch, error.sum(dim=1))
+        error = (logits.softmax(dim=-1) - F.one_hot(truth, num_classes)[:, None]) / len(batch)
+        gradients = ((error.flatten(1).T @ batch).view_as(weight), error.sum(dim=0))
         for part, speed, gradient in zip(parts, velocity, gradients, strict=True):
             speed.mul_(MOMENTUM).add_(gradient)
             part.sub_(speed * (rate * float(schedule[step])).view(-1, *[1] * (part.ndim - 1)))

@@ -1,11 +1,13 @@
 """Images with whatever labels there are, and their splits: what encoders are judged on."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from mmengine.logging import print_log
 
 from ...utils.errors import DataError
 from .fingerprint import below_common_folder
@@ -45,7 +47,7 @@ class LabelledImages:
         label_maps: A class for each pixel.
 
     Raises:
-        DataError: No image, no labels, an empty split, or a group in two splits.
+        DataError: No image, no labels, an empty split, a group in two splits, or labels that nothing can be learnt of or judged by.
     """
 
     name: str
@@ -65,11 +67,24 @@ class LabelledImages:
         check_splits(self.name, self.splits, self.groups)
         if self.classes is not None:
             check_classes(self.name, *self.classes, self.splits)
+        if self.tags is not None:
+            check_tags(self.name, *self.tags, self.splits)
+        if self.numbers is not None:
+            check_targets(self.name, *self.numbers, self.splits)
+        if self.label_maps is not None and len(self.label_maps.names) < 2:
+            found = ', '.join(self.label_maps.names) or 'none'
+            raise DataError(f'{self.name}: its label maps have one class at most ({found}): there is nothing to tell apart')
 
     @property
     def kinds(self) -> list[str]:
         """Which kinds of labels there are."""
         return [name for name in ('classes', 'tags', 'numbers', 'label_maps') if getattr(self, name) is not None]
+
+    def describe(self, kind: str) -> str:
+        """A kind of labels with the first of its names, for the log."""
+        labels = getattr(self, kind)
+        names = labels.names if kind == 'label_maps' else labels[0]
+        return f'{kind} ({", ".join(names[:8])}{f", ... {len(names)} in all" if len(names) > 8 else ""})'
 
     def index(self, split: str) -> np.ndarray:
         """The images of a split, int64."""
@@ -229,3 +244,35 @@ def check_classes(name: str, names: Sequence[str], labels: np.ndarray, splits: n
         raise DataError(
             f'{name}: class {names[alone[0]]!r} has one image, which cannot be learnt from and judged on: add images of it, or leave it out'
         )
+
+
+def check_tags(name: str, names: Sequence[str], values: np.ndarray, splits: np.ndarray):
+    """Refuse tags that nothing can be learnt of; the log tells of those that are not judged.
+
+    Raises:
+        DataError: A tag that no image of 'train' has, or a split to choose or report on in which no image has any tag.
+    """
+    unknown = [tag for tag, column in zip(names, values[splits == 'train'].T, strict=True) if not column.any()]
+    if unknown:
+        raise DataError(f'{name}: no image of train has the tag {unknown[0]!r}: add images of it, or leave out the column')
+    for split in ('val', 'test'):
+        absent = [tag for tag, column in zip(names, values[splits == split].T, strict=True) if not column.any()]
+        if len(absent) == len(names):
+            raise DataError(f'{name}: no image of {split} has any tag, such as {absent[0]!r}: add images of them')
+        if absent:
+            print_log(f'{name}: no image of {split} has {", ".join(map(repr, absent))}: left out of its mean', 'current', logging.WARNING)
+
+
+def check_targets(name: str, names: Sequence[str], values: np.ndarray, splits: np.ndarray):
+    """Refuse numbers that do not vary.
+
+    Raises:
+        DataError: All images of a split have the same.
+    """
+    for split in SPLITS:
+        for target, column in zip(names, values[splits == split].T, strict=True):
+            if (column == column[0]).all():
+                raise DataError(
+                    f'{name}: {target!r} is {column[0]:g} for all images of {split} ({len(column)}): there is nothing to predict: '
+                    'leave out the column, or add images'
+                )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def read_labelled(
     splits, done = dealt(name, len(found['paths']), found.pop('splits', None), found.get('groups'), classes, seed)
     images = LabelledImages(name=name, splits=splits, **found)
     counts = ', '.join(f'{len(images.index(split)):,} {split}' for split in ('train', 'val', 'test'))
-    print_log(f'{name}: {counts}{f" ({done})" if done else ""}; labels: {", ".join(images.kinds)}', 'current')
+    print_log(f'{name}: {counts}{f" ({done})" if done else ""}; labels: {"; ".join(map(images.describe, images.kinds))}', 'current')
     return images
 
 
@@ -141,6 +142,8 @@ def from_label_maps(folder: Path, maps: Path) -> dict:
     if not names:
         raise DataError(f'There is no image in {folder}')
     map_paths = [files[os.path.splitext(name)[0]] for name in names]
+    if len(files) > len(names):
+        print_log(f'{maps} has {len(files) - len(names):,} label maps of which {folder} has no image', 'current', logging.WARNING)
     found = dict(paths=[str(folder / name) for name in names])
     found['label_maps'] = label_maps_of(found['paths'], map_paths, maps.parent)
     return found if None in splits else dict(found, splits=splits)
@@ -188,14 +191,22 @@ def label_maps_of(images: Sequence[str], maps: Sequence[str], root: Path) -> Lab
 
 def from_table(path: Path) -> dict:
     """A table of comma-separated values."""
-    rows = list(csv.DictReader(io.StringIO(read_text(path))))
-    if not rows or 'path' not in rows[0]:
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    rows, names = list(reader), reader.fieldnames or []
+    twice = [column for number, column in enumerate(names) if column in names[:number]]
+    if twice:
+        raise DataError(f'{path} has two columns called {twice[0]!r}: rename or remove one of them')
+    if not rows or 'path' not in names:
         raise DataError(f'{path} has no column "path": its first line names the columns, its others are images')
     for line, row in enumerate(rows, 2):
         if None in row or None in row.values():
             raise DataError(f'{path}, line {line}, has {"more" if None in row else "fewer"} cells than the first line names columns')
-    columns = {name: [row[name].strip() for row in rows] for name in rows[0]}
-    found: dict = dict(paths=[str(path.parent / cell) for cell in columns['path']])
+    columns = {name: [row[name].strip() for row in rows] for name in names}
+    found: dict = dict(paths=[str(path.parent / cell) for cell in filled(columns['path'], 'path', path)])
+    lines: dict = {}
+    for line, image in enumerate(map(os.path.normpath, found['paths']), 2):
+        if lines.setdefault(image, line) != line:
+            raise DataError(f'{path}, lines {lines[image]} and {line}, name the same image, {image}: keep one of them')
     if 'split' in columns:
         found['splits'] = [split_named(cell, path, line) for line, cell in enumerate(columns['split'], 2)]
     if 'group' in columns:

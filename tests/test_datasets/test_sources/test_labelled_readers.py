@@ -94,11 +94,65 @@ def rows(cells):
         ),
         ('path,split,group,age\n' + rows(['test,p1,1', 'val,p2,2'] * 6), 'no split "train"'),
         ('path,split\n' + rows(['train', 'test'] * 6), 'no labels'),
+        ('path,label\n' + rows('ab' * 6) + '\n./3.png,a', r'lines 5 and 14, name the same image, .*3\.png'),
+        ('path,label\n' + rows('ab' * 6) + '\n,a', "line 14: the column 'path' is empty"),
+        ('path,age,age\n' + rows(['1,2', '3,4']), "two columns called 'age'"),
+        ('path,split,furry,wild\n' + rows(['train,1,0', 'val,1,1', 'test,1,0'] * 4), "no image of train has the tag 'wild'"),
+        ('path,split,furry,wild\n' + rows(['train,1,1', 'val,1,1', 'test,0,0'] * 4), 'no image of test has any tag'),
+        ('path,split,age\n' + rows(['train,1', 'val,2', 'test,3', 'train,4'] * 3), "'age' is 2 for all images of val"),
+        ('path;label\n' + rows('ab' * 6), 'no column "path"'),
+        ('path,label\n', 'no column "path"'),
+        ('path,labels\n' + rows(['cat|dog', 'cat'] * 6), "'cat|dog' in the column 'labels' is no number"),
     ],
 )
 def test_refused_tables(files, text, told):
     with pytest.raises(DataError, match=told):
         read_labelled(table(files, text))
+
+
+def test_tags_that_are_not_judged_are_told(files, monkeypatch):
+    told = []
+    monkeypatch.setattr('mmcae.datasets.sources.labelled_images.print_log', lambda text, *_: told.append(text))
+    read_labelled(table(files, 'path,split,furry,wild\n' + rows(['train,1,1', 'val,1,1', 'test,1,0'] * 4)))
+    assert told == ["table: no image of test has 'wild': left out of its mean"]
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """Three images of 8x6 pixels for each split, and label maps of two classes."""
+    for split in ('train', 'val', 'test'):
+        for number in range(3):
+            for folder, image in (('images', Image.new('RGB', (8, 6))), ('masks', Image.fromarray(np.eye(6, 8, dtype=np.uint8)))):
+                path = tmp_path / folder / split / f'{number}.png'
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image.save(path)
+    return tmp_path
+
+
+def test_label_maps_that_do_not_fit(maps, monkeypatch):
+    label_map = maps / 'masks/val/1.png'
+
+    def read(pixels):
+        Image.fromarray(pixels).save(label_map)
+        images = read_labelled(maps)
+        return [images.label_maps.read(row) for row in range(len(images.paths))]
+
+    assert len(read(np.eye(6, 8, dtype=np.uint8))) == 9
+    for shape, found in (((8, 6), '6x8'), ((3, 4), '4x3')):
+        with pytest.raises(DataError, match=rf'val/1\.png is {found} pixels .*images/val/1\.png is 8x6'):
+            read(np.zeros(shape, np.uint8))
+    (maps / 'classes.txt').write_text('sky\nsea\n')
+    with pytest.raises(DataError, match=r'val/1\.png has the number 2; .*classes\.txt names the classes 0 to 1'):
+        read(np.full((6, 8), 2, np.uint8))
+    (maps / 'classes.txt').write_text('sky\n')
+    with pytest.raises(DataError, match=r'one class at most \(sky\)'):
+        read(np.zeros((6, 8), np.uint8))
+    (maps / 'classes.txt').unlink()
+    told = []
+    monkeypatch.setattr('mmcae.datasets.sources.labelled_readers.print_log', lambda text, *_: told.append(text))
+    (maps / 'images/test/2.png').unlink()
+    read(np.zeros((6, 8), np.uint8))
+    assert '1 label maps of which' in told[0] and told[1].endswith('labels: label_maps (0, 1)')
 
 
 def test_split_by(files, image_folder):
