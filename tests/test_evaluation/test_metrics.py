@@ -72,6 +72,14 @@ def test_bootstrap_over_groups_against_resampling_by_hand():
     assert high - low > 1.5 * (narrow[1] - narrow[0])
 
 
+def test_bootstrap_without_groups_is_scipys():
+    from scipy import stats
+
+    values = np.random.default_rng(4).exponential(size=80)
+    theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method='percentile', rng=1).confidence_interval
+    assert bootstrap_interval(metrics.mean_of(values), np.arange(80), resamples=4000) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
 def test_bootstrap_covers_the_truth():
     """Of intervals at 80 % about four in five hold the true mean."""
     random = np.random.default_rng(5)
