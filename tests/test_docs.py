@@ -21,7 +21,7 @@ from mmcae.utils.configs.loading import last_checkpoint, load_config
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('**/*.md'))]
 # What a command may begin with besides our own tools; how to install system packages, fetch the repository, look at things.
-OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'docker', 'mim', 'python3'}
+OTHER_PROGRAMS = {'cd', 'git', 'source', 'apt-get', 'ls', 'cat', 'tensorboard', 'export', 'eval', 'docker', 'chromium', 'mim', 'python3'}
 PLACEHOLDER = re.compile(r'[A-Z][A-Z_0-9]*')
 
 

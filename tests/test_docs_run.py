@@ -82,6 +82,7 @@ ELSEWHERE = {
     r'white=4095': 'needs images of 12 bits; tests/test_tools/test_own_images.py makes them',
     r's3://': 'needs a store; tests/test_datasets/test_sources/test_remote.py has one in memory',
     r'encoder\.pkl|mmpretrain_cae': 'needs files of others; tests/test_checkpoints/test_convert_tool.py makes them',
+    r'^chromium |work_dirs/cae_vit-digits': 'needs an encoder that was trained; the pages on report, look and judge have the like',
     r'--to meta|--push': 'needs a file of Meta, or an account; tests/test_commands/test_export.py has stand-ins',
     r'^mmcae train CONFIG data_root': 'trains the example of the page, as tests/test_site.py does',
 }

@@ -58,6 +58,8 @@ def load_image(image: ImageLike, channels: int = 3, name: str = 'the image') -> 
         path = Path(image).expanduser()
         if path.is_dir():
             raise DataError(f'{path} is a folder: give the image files in it')
+        if not path.exists():
+            raise DataError(f'There is no image {path}')
         return read_image(path, channels)
     if hasattr(image, 'read'):
         image = image.read()

@@ -1,4 +1,4 @@
-"""Judge one or several frozen encoders by all that the labels of a data set allow, in one table (Markdown, JSON, CSV).
+"""Judge one or several frozen encoders by all that the labels of a data set allow, in one table (Markdown, JSON, CSV) and a page (HTML).
 
     mmcae judge CHECKPOINT --data FOLDER
     mmcae judge cae=CHECKPOINT mae=CHECKPOINT random --data FOLDER --out judged
@@ -33,13 +33,16 @@ def add_arguments(parser):
     parser.add_argument('--batch-size', type=int, default=64, help='images at a time (default: %(default)s)')
     parser.add_argument('--workers', type=int, default=0, help='processes that read images (default: %(default)s)')
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' (default: a GPU if there is one)")
-    parser.add_argument('--out', type=Path, default=Path('judged'), help='folder of judged.md, .json and .csv (default: %(default)s)')
+    parser.add_argument(
+        '--out', type=Path, default=Path('judged'), help='folder of judged.html, .md, .json and .csv (default: %(default)s)'
+    )
 
 
 def run(args):
     from ..apis.judging import judge
     from ..evaluation.probes import Settings
     from ..utils.files import write_file
+    from ..visualization.report import write_report
     from .arguments import check_arguments, check_output_folder, named_encoders
 
     check_arguments(args, at_least=dict(grid=1, shots=1, draws=2, blocks=1, patches=1, seed=0, num_heads=1, batch_size=1, workers=0))
@@ -63,4 +66,5 @@ def run(args):
     args.out.mkdir(parents=True, exist_ok=True)
     for suffix, text in (('md', judgement.markdown()), ('json', judgement.json()), ('csv', judgement.csv())):
         write_file(args.out / f'judged.{suffix}', text)
-    print(f'\n{judgement.markdown()}\nWrote {args.out / "judged.md"}, .json and .csv')
+    write_report({args.out.name: args.out}, args.out / 'judged.html', f'Frozen encoders: {", ".join(judgement.scores)}')
+    print(f'\n{judgement.markdown()}\nWrote {args.out / "judged.html"}, .md, .json and .csv')

@@ -69,14 +69,15 @@ def write_report(
 
 
 def figures_table(runs: Mapping[str, Series]) -> list[list[str]]:
-    """For each quantity and run the last value, the lowest, and the highest with its step."""
+    """For each quantity and run the last value with its step, the lowest and the highest; the run is named where there are several."""
     names = dict.fromkeys(name for series in runs.values() for name in series if name not in BOOKKEEPING)
-    rows = [['quantity', 'run', 'last', 'step', 'lowest', 'highest']]
+    several = len(runs) > 1
+    rows = [['quantity', *['run'] * several, 'last', 'step', 'lowest', 'highest']]
     for name in names:
         for run, series in runs.items():
             if name in series:
                 (step, last), values = series[name][-1], [value for _, value in series[name]]
-                rows.append([name, run, f'{last:.4g}', f'{step:,}', f'{min(values):.4g}', f'{max(values):.4g}'])
+                rows.append([name, *[run] * several, f'{last:.4g}', f'{step:,}', f'{min(values):.4g}', f'{max(values):.4g}'])
     return rows
 
 

@@ -77,6 +77,10 @@ def test_command(tiny_cae, image_folder, tmp_path, fork_tool):
     assert 'What the regressor reads: mine' in (tmp_path / 'look.html').read_text()
     code, output = fork_tool('mmcae/__main__.py', *command, '--mask-ratio', 1.5)
     assert code == 2 and '--mask-ratio 1.5' in output.splitlines()[-1]
+    (tmp_path / 'notes.png').write_text('no picture')
+    for wrong, said in (('notes.png', 'cannot be read as an image'), ('none.png', 'There is no image'), ('', 'is a folder')):
+        code, output = fork_tool('mmcae/__main__.py', *command, tmp_path / wrong)
+        assert code == 2 and str(tmp_path / wrong) in output.splitlines()[-1] and said in output.splitlines()[-1]
 
 
 def test_reconstructions(tiny_cae, image_folder, tmp_path):

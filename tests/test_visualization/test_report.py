@@ -9,7 +9,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from mmcae.utils.errors import DataError
-from mmcae.visualization.report import differences, flattened, write_report
+from mmcae.visualization.report import differences, figures_table, flattened, write_report
 
 LOG = """2026/01/01 00:00:00 - mmengine - INFO -
 ------------------------------------------------------------
@@ -71,6 +71,12 @@ def test_everything_is_on_the_page(work_dir, tmp_path):
     assert not re.search(r'(src|href)="(?!data:)', page.read_text())
 
 
+def test_runs_are_named_where_there_are_several():
+    runs = dict(a={'loss': [(1, 2.0), (2, 1.0)]}, b={'loss': [(1, 3.0)]})
+    assert figures_table(runs)[1:] == [['loss', 'a', '1', '2', '1', '2'], ['loss', 'b', '3', '1', '3', '3']]
+    assert figures_table(dict(b=runs['b'])) == [['quantity', 'last', 'step', 'lowest', 'highest'], ['loss', '3', '1', '3', '3']]
+
+
 def test_differences():
     flat = [flattened(Config(dict(lr=lr, work_dir=f'{lr}', parts=[dict(a=1), dict(b=[lr])]))) for lr in (1, 2)]
     assert flat[0] == {'lr': '1', 'work_dir': '"1"', 'parts.0.a': '1', 'parts.1.b': '[1]'}
@@ -99,6 +105,8 @@ def test_damaged_or_empty_folders(tmp_path, work_dir, fork_tool):
     assert code == 0 and (tmp_path / 'page.html').exists(), output
     code, output = fork_tool('mmcae/__main__.py', 'report', folder, '--out', tmp_path / 'page.txt')
     assert code == 2 and '.html' in output.splitlines()[-1]
+    code, output = fork_tool('mmcae/__main__.py', 'report', folder, '--images', folder / 'reconstructions/iter_30.png')
+    assert code == 2 and 'has no checkpoint whose encoder could be shown' in output.splitlines()[-1]
     (folder / 'judged.json').write_text('{}')
     code, output = fork_tool('mmcae/__main__.py', 'report', folder, '--out', tmp_path / 'page.html')
     assert code == 2 and 'judged.json was not written by mmcae judge' in output.splitlines()[-1]
