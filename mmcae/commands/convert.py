@@ -36,7 +36,7 @@ def add_arguments(parser):
         'token (token, the default) or the mean over the patches (avg)',
     )
     parser.add_argument('--num-heads', type=int, help='heads of the encoder, where SRC does not tell')
-    parser.add_argument('--force', action='store_true', help='overwrite DST')
+    parser.add_argument('--overwrite', '--force', action='store_true', help='replace DST')
 
 
 def check(args, parser):
@@ -57,8 +57,8 @@ def run(args):
 
     if args.dst.exists() and args.src.exists() and args.dst.samefile(args.src):
         raise CheckpointError(f'{args.dst} is SRC itself: give another name')
-    if args.dst.exists() and not args.force:
-        raise CheckpointError(f'{args.dst} exists: give another name, or --force to overwrite it')
+    if args.dst.exists() and not args.overwrite:
+        raise CheckpointError(f'{args.dst} exists: give another name, or --overwrite to replace it')
     print('\n'.join((convert_tokenizer if args.to == 'tokenizer' else convert_cae)(args)))
 
 

@@ -225,7 +225,7 @@ def test_an_encoder_on_a_gpu(tiny_cae, images):
         (3, 'got a int'),
         ({'a': 1}, 'got a dict'),
         ([np.zeros((8, 8, 3), np.uint8), None], 'image 1 is a NoneType'),
-        (['{folder}/nothing.png'], 'nothing.png'),
+        (['{folder}/nothing.png'], 'There is no image .*nothing.png'),
         ('{folder}', 'is a folder: give the image files in it'),
         ([b'no image'], 'image 0 cannot be read as an image'),
         (

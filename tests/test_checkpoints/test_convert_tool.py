@@ -217,7 +217,7 @@ def test_as_a_process(run_tool, source, tmp_path):
     assert code == 0 and 'x.pth: 51 tensors, encoder' in output, output
     (tmp_path / 'x.pth').write_text('mine')
     code, output = run_tool(TOOL, path, tmp_path / 'x.pth', '--to', 'encoder', timeout=300)
-    assert code == 2 and 'x.pth exists' in output and '--force' in output
+    assert code == 2 and 'x.pth exists' in output and '--overwrite' in output
     assert (tmp_path / 'x.pth').read_text() == 'mine' and 'Traceback' not in output
 
 

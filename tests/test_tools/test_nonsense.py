@@ -394,7 +394,7 @@ CONVERT = {
     '{codebook} x.pth --to encoder': ('holds no encoder of a known layout',),
     '{checkpoint} x.pth --to tokenizer': ('holds no tokenizer',),
     '{checkpoint} x.pth --to mmcae --from official': ('belongs to no known part of CAE',),
-    '{checkpoint} {codebook} --to mmcae': ('codebook.pth exists', '--force'),
+    '{checkpoint} {codebook} --to mmcae': ('codebook.pth exists', '--overwrite'),
     '{checkpoint} x.onnx --to mmcae': ('must end in .pth, .pt or .safetensors',),
     '{checkpoint} {text}/x.pth --to mmcae': ('notes.txt',),
     '{checkpoint} x.pth': ('required: --to',),

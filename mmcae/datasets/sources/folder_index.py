@@ -139,9 +139,9 @@ def folder_index(root, extensions):
         StorageError: It cannot be listed because the storage fails.
     """
     if not os.path.exists(root):
-        raise DataError(f'{root} does not exist: set data_root to the folder of your images')
+        raise DataError(f'{root} does not exist: name the folder of your images (data_root in a config)')
     if not os.path.isdir(root):
-        raise DataError(f'{root} is no folder: set data_root to the folder of your images; a list of images goes into ann_file')
+        raise DataError(f'{root} is no folder: name the folder of your images (data_root in a config); a list of images goes into ann_file')
     root, extensions = os.path.abspath(root), sorted({extension.lower() for extension in extensions})
     key = hashlib.sha256(json.dumps([root, os.path.realpath(root), extensions]).encode()).hexdigest()[:16]
     with ExitStack() as stack:

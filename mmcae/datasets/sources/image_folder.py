@@ -69,7 +69,7 @@ class ImageFolder(ReplaceBadFiles, remote.RemoteRoot, BaseDataset):
         if not len(index):
             raise DataError(
                 f'There is no image in {self.folder}{left_out(index.facts)}. Images are files whose names end in '
-                f'{", ".join(self.extensions)}: set data_root to their folder, or extensions to their endings'
+                f'{", ".join(self.extensions)}: name their folder (data_root in a config), or other endings (extensions)'
             )
         return index.arrays['names'], index.arrays['ends']
 
@@ -78,7 +78,9 @@ class ImageFolder(ReplaceBadFiles, remote.RemoteRoot, BaseDataset):
         names = patiently(lambda: remote.find(self.folder), self.folder)
         images = [name for name in names if name.lower().endswith(self.extensions) and not f'/{name}'.count('/.')]
         if not images:
-            raise DataError(f'There is no image in {self.folder}, among {len(names):,} files: set data_root to the folder of your images')
+            raise DataError(
+                f'There is no image in {self.folder}, among {len(names):,} files: name the folder of your images (data_root in a config)'
+            )
         print_log(f'{len(images):,} images in {self.folder}, of {len(names):,} files', 'current')
         return packed([os.fsencode(name) for name in images])
 

@@ -127,7 +127,7 @@ def test_a_list_of_files(image_folder, tmp_path):
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        (dict(data_root='{root}/absent'), 'absent does not exist: set data_root to the folder of your images'),
+        (dict(data_root='{root}/absent'), 'absent does not exist: name the folder of your images .data_root'),
         (dict(data_root='{root}/notes.txt'), 'notes.txt is no folder: .* a list of images goes into ann_file'),
         (
             dict(data_root='{root}/documents'),
