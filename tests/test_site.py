@@ -101,3 +101,4 @@ def test_the_site_is_built(tmp_path):
 
     build(load_config(str(ROOT / 'mkdocs.yml'), strict=True, site_dir=str(tmp_path / 'site')))
     assert (tmp_path / 'site/source/mmcae/models/methods/cae.py.html').exists()
+    assert '<a href="choose.html">Which method, which target, which start</a>' in (tmp_path / 'site/index.html').read_text()
