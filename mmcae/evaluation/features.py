@@ -50,8 +50,9 @@ def encode_batches(model: nn.Module, dataloader: DataLoader, dtype: str | None =
     try:
         for batch in dataloader:
             data = preprocess(model.data_preprocessor, dict(inputs=batch['inputs'], data_samples=batch['data_samples']), False)
+            views = data['inputs']
             with autocast(dtype):
-                outputs = model.extract_feat(data['inputs'], **stage)
+                outputs = model.extract_feat(views[0] if isinstance(views, list) else views, **stage)
             yield outputs[-1] if isinstance(outputs, (tuple, list)) else outputs, batch
     finally:
         model.train(was_training)

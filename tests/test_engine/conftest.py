@@ -36,9 +36,7 @@ def pretrain(image_folder, tmp_path):
                 regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=16, **latent),
                 decoder=dict(type='mmcae.CAEDecoder', num_outputs=192, **latent),
                 target_generator=dict(type='mmcae.PixelTargets', patch_size=8),
-                data_preprocessor=dict(
-                    type='mmpretrain.TwoNormDataPreprocessor', mean=[120.0], std=[60.0], second_mean=[0.0], second_std=[255.0]
-                ),
+                data_preprocessor=dict(type='mmcae.ViewPreprocessor', mean=[120.0], std=[60.0]),
             ),
             work_dir=str(tmp_path / f'run{count}'),
             experiment_name=f'{tmp_path.name}_{count}',
