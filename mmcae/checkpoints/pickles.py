@@ -248,6 +248,8 @@ def set_attributes(record: Record, state: Any):
     """
     if isinstance(state, tuple) and len(state) == 2 and all(part is None or isinstance(part, dict) for part in state):
         state = {**(state[0] or {}), **(state[1] or {})}
+    elif isinstance(state, tuple):  # of a class that takes it apart itself
+        state = dict(state=state)
     if not isinstance(state, Mapping):
         raise PickleRefused(f'an object of {record.name} with a {type(state).__name__} for attributes')
     if record.name == HISTORY_BUFFER:

@@ -1,4 +1,4 @@
-"""Checkpoints in pieces: a folder with one file for each process, as FSDP (`state_dict_cfg='local'`) and DeepSpeed write them.
+"""Checkpoints in pieces: a folder with one file for each process, as FSDP (`state_dict_cfg='local'`), FSDP2 and DeepSpeed write them.
 
 Like a file of its own such a folder appears whole or not at all: the processes write into a folder of another name, which then gets a list
 of its pieces and is renamed.
@@ -17,14 +17,20 @@ from ..utils.errors import CheckpointError
 from ..utils.files import sync_folder, write_file
 
 LIST = 'pieces.json'  # name and size in bytes of each piece
-# The piece that tells the state of the training: FSDP's, DeepSpeed's, and DeepSpeed's of ZeRO stage 3.
-FIRST = ('rank0.pth', 'mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_model_states.pt')
+TRAINING, METADATA = 'training.pth', '.metadata'  # of FSDP2: what is no tensor, and DCP's list of tensors (sharded.py)
+# The piece that tells the state of the training: FSDP's, DeepSpeed's, DeepSpeed's of ZeRO stage 3, and FSDP2's. DCP alone has none.
+FIRST = ('rank0.pth', 'mp_rank_00_model_states.pt', 'zero_pp_rank_0_mp_rank_00_model_states.pt', TRAINING, METADATA)
 UNFINISHED, DELETED = 'unfinished.partial', 'deleted.partial'  # one of each in a folder, where one training alone writes
 
 
 def first_piece(folder: str | Path) -> Path | None:
     """The file of a checkpoint in pieces that says how far the training is; None if the folder is none."""
     return next((Path(folder) / name for name in FIRST if (Path(folder) / name).is_file()), None)
+
+
+def is_sharded(folder: str | Path) -> bool:
+    """Whether it is a folder of torch.distributed.checkpoint."""
+    return (Path(folder) / METADATA).is_file()
 
 
 def pieces_of(folder: str | Path) -> list[Path]:
@@ -43,7 +49,7 @@ def pieces_of(folder: str | Path) -> list[Path]:
     if not (folder / LIST).exists():
         if first_piece(folder) is None:
             raise CheckpointError(f'{folder} is no complete checkpoint: it has no {" and no ".join(FIRST)}')
-        return sorted(path for path in folder.iterdir() if path.suffix in ('.pth', '.pt'))
+        return sorted(path for path in folder.iterdir() if path.suffix in ('.pth', '.pt', '.distcp') or path.name == METADATA)
     try:
         sizes = json.loads((folder / LIST).read_text())
         pieces = {folder / name: int(size) for name, size in sizes.items()}

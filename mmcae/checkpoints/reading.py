@@ -6,6 +6,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +19,8 @@ from ..utils.files import atomic_file, patiently
 from .folders import is_model_folder, read_model_folder
 from .pickle_names import PickleRefused, Storage
 from .pickles import Unpickler
-from .pieces import first_piece, read_pieces
+from .pieces import first_piece, is_sharded, read_pieces
+from .sharded import ShardedCheckpoint
 
 StateDict = dict[str, Tensor]
 
@@ -35,8 +37,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
 
     Args:
         path: A file of torch.save or TorchScript, or a .safetensors file, whose metadata become `meta`. Or a folder of pieces that
-            FSDP or DeepSpeed has written: its tensors are put together, and the optimizer's state is left out. Or a folder of a released
-            model, with `model.safetensors`, its pieces, or `pytorch_model.bin`.
+            FSDP, FSDP2 (torch.distributed.checkpoint) or DeepSpeed has written: its tensors are put together, and the optimizer's state is
+            left out. Or a folder of a released model, with `model.safetensors`, its pieces, or `pytorch_model.bin`.
         mmap: Map the tensors into memory, to look at something else in a large file. Their checksums are not compared then.
         records: Further classes, or packages with a dot at the end, to read as records.
 
@@ -48,6 +50,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
         StorageError: It cannot be read for a reason that tells nothing about its content.
     """
     path = Path(path).expanduser()
+    if is_sharded(path):
+        return patiently(lambda: read_sharded(path).content(read_checkpoint), path)
     if first_piece(path) is not None:
         return read_pieces(path, read_checkpoint)
     if is_model_folder(path):
@@ -66,6 +70,11 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
         ) from error
     except BROKEN as error:
         raise damaged(path, error) from error
+
+
+def read_sharded(folder: str | Path) -> ShardedCheckpoint:
+    """A folder of torch.distributed.checkpoint, whose tensors are read when they are asked for."""
+    return ShardedCheckpoint(folder, partial(read_zip, mmap=False, records=()))
 
 
 def read_content(path: Path, mmap: bool, records: Iterable[str]) -> Any:

@@ -4,6 +4,7 @@ from .amp import AmpOptimWrapper
 from .checks import Check, Checks
 from .deepspeed_strategy import DeepSpeedStrategy
 from .distributed import CPUDistributedDataParallel
+from .fsdp2 import FSDP2Strategy
 from .hooks import CheckpointHook, CompileParts, DrawReconstructions, OnlineProbe, ShowProgress, TrainingStatistics
 from .log_processor import LogProcessor
 from .loops import EpochBasedTrainLoop, IterBasedTrainLoop, TestLoop, ValLoop
@@ -23,6 +24,7 @@ __all__ = [
     'DeepSpeedStrategy',
     'DrawReconstructions',
     'EpochBasedTrainLoop',
+    'FSDP2Strategy',
     'FSDPStrategy',
     'IterBasedTrainLoop',
     'LayerDecayOptimWrapperConstructor',

@@ -10,6 +10,8 @@ from mmengine.dist import all_reduce
 from mmengine.logging import print_log
 from mmengine.optim import AmpOptimWrapper as MMEngineAmpOptimWrapper
 from mmengine.optim import OptimWrapper
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from ..registry import OPTIM_WRAPPERS
 from ..utils.errors import ConfigError, TrainingError
@@ -65,6 +67,8 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         Args:
             model (nn.Module): The model.
         """
+        if isinstance(model, FSDPModule):  # mmengine knows `no_sync` of DDP and FSDP1
+            model.set_requires_gradient_sync(self.should_sync())
         if self.cast_dtype is torch.float32:
             with OptimWrapper.optim_context(self, model):
                 yield
@@ -84,7 +88,8 @@ class AmpOptimWrapper(MMEngineAmpOptimWrapper):
         if not parameters:
             return
         if not self.use_fsdp or self.clip_func is not torch.nn.utils.clip_grad_norm_:
-            self.grad_norm = self.clip_func(parameters, **self.clip_grad_kwargs)  # None where values are clipped
+            norm = self.clip_func(parameters, **self.clip_grad_kwargs)  # None where values are clipped
+            self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
             return
         settings = dict(self.clip_grad_kwargs)
         power = float(settings.pop('norm_type', 2))

@@ -13,6 +13,7 @@ from .. import compat
 from ..checkpoints.pieces import first_piece
 from ..utils.configs.dumped import make_portable
 from ..utils.errors import CheckpointError, ConfigError, DataError, nearest
+from . import fsdp2
 from .distributed import ddp_settings
 
 # What each launcher leaves in the environment of the processes it starts.
@@ -48,8 +49,10 @@ def build_runner(cfg, launcher='none'):
     if cfg.get('runner_type') == 'FlexibleRunner':
         cfg.setdefault('env_cfg', ConfigDict())  # which Runner does by itself
         cfg.strategy = cfg.get('strategy') or ConfigDict(type='SingleDeviceStrategy' if cfg.launcher == 'none' else 'DDPStrategy')
-        if cfg.strategy.get('type') in ('SingleDeviceStrategy', 'DDPStrategy', 'FSDPStrategy', 'DeepSpeedStrategy'):
+        if cfg.strategy.get('type') in ('SingleDeviceStrategy', 'DDPStrategy', 'FSDPStrategy', 'FSDP2Strategy', 'DeepSpeedStrategy'):
             cfg.strategy.type = f'mmcae.{cfg.strategy.type}'  # with checkpoints that appear whole
+        if cfg.strategy.get('type') == fsdp2.NAME:
+            fsdp2.check_combination(cfg)
     from . import Runner, reader
 
     reader.register()

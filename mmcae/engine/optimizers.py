@@ -2,6 +2,7 @@
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
 from ..utils.errors import ConfigError
@@ -9,6 +10,7 @@ from ..utils.errors import ConfigError
 OPTIONS = {'layer_decay_rate', 'no_decay', 'lr_mult'}
 # Optimizers of torch that update all parameters in one kernel, given fused=True, and where they do.
 FUSED = {'Adam', 'AdamW', 'SGD'}
+FUSED_SHARDED = {'Adam', 'AdamW'}  # torch's for parameters that FSDP2 has shared out
 FUSED_DEVICES = {'cpu', 'cuda'}
 
 
@@ -64,7 +66,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Build the optimizer wrapper; the rules hold without any `paramwise_cfg` too."""
         self.paramwise_cfg = self.paramwise_cfg or dict(layer_decay_rate=1.0)
         kind = self.optimizer_cfg['type']
-        devices = {parameter.device.type for parameter in model.parameters() if parameter.requires_grad}
-        if getattr(kind, '__name__', kind) in FUSED and devices <= FUSED_DEVICES and not self.optimizer_cfg.get('foreach'):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        devices = {parameter.device.type for parameter in trained}
+        fused = FUSED_SHARDED if any(isinstance(parameter, DTensor) for parameter in trained) else FUSED
+        if getattr(kind, '__name__', kind) in fused and devices <= FUSED_DEVICES and not self.optimizer_cfg.get('foreach'):
             self.optimizer_cfg.setdefault('fused', True)
         return super().__call__(model)

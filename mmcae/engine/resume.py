@@ -9,7 +9,8 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.fileio import get_file_backend
 
 from ..checkpoints import damaged, read_checkpoint
-from ..checkpoints.pieces import FIRST, first_piece, pieces_of
+from ..checkpoints.pieces import FIRST, METADATA, TRAINING, first_piece, is_sharded, pieces_of
+from ..checkpoints.reading import read_sharded
 from ..utils.errors import CheckpointError, StorageError
 from ..utils.files import patiently
 from .launch import is_first
@@ -198,10 +199,13 @@ def check_kind(path, strategy):
         CheckpointError: It was written by another one.
     """
     strategy, piece = strategy or {}, first_piece(path)
-    written = 'one file' if piece is None else 'pieces of FSDP' if piece.name == FIRST[0] else 'pieces of DeepSpeed'
+    kinds = {FIRST[0]: 'pieces of FSDP', TRAINING: 'pieces of FSDP2', METADATA: 'pieces of another program'}
+    written = 'one file' if piece is None else kinds.get(piece.name, 'pieces of DeepSpeed')
     reads = 'one file'
     if 'DeepSpeed' in str(strategy.get('type')):
         reads = 'pieces of DeepSpeed'
+    elif 'FSDP2' in str(strategy.get('type')):
+        reads = 'pieces of FSDP2'
     elif 'FSDP' in str(strategy.get('type')) and 'FULL' not in str(strategy.get('state_dict_cfg', 'local')).upper():
         reads = 'pieces of FSDP'
     if written != reads:
@@ -235,7 +239,11 @@ def check_whole(path):
         CheckpointError: It is incomplete, cut off, or some of its bytes have changed.
         StorageError: It cannot be read for reasons that tell nothing about its content.
     """
-    for file in pieces_of(path) if Path(path).is_dir() else [Path(path)]:
+    files = pieces_of(path) if Path(path).is_dir() else [Path(path)]
+    if is_sharded(path):
+        patiently(lambda: read_sharded(path).check(), path)
+        files = [file for file in files if file.name == TRAINING]
+    for file in files:
         try:
             wrong = patiently(lambda file=file: first_wrong(file), file)
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError) as error:

@@ -111,6 +111,7 @@ VARIANTS = dict(
     events="visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')])",
     fsdp="runner_type = 'FlexibleRunner'\nstrategy = dict(type='mmcae.FSDPStrategy', state_dict_cfg='full')\n"
     "optim_wrapper = dict(type='mmcae.AmpOptimWrapper', use_fsdp=True)",
+    fsdp2="runner_type = 'FlexibleRunner'\nstrategy = dict(type='mmcae.FSDP2Strategy')",
 )
 
 
@@ -152,7 +153,7 @@ class Run:
     def __init__(self, folder, output, processes):
         self.folder, self.output = folder, output
         checkpoint = folder / (folder / 'last_checkpoint').read_text().strip().rsplit('/', 1)[-1]
-        if checkpoint.is_dir():
+        if (checkpoint / 'mp_rank_00_model_states.pt').exists():
             checkpoint /= 'mp_rank_00_model_states.pt'
         self.checkpoint = read_checkpoint(checkpoint)
         self.weights = load_state(self.checkpoint)  # without the prefix that the flexible runner leaves

@@ -68,6 +68,11 @@ def test_only_matrices_are_decayed_when_sharded(train):
     assert 'backbone.blocks.0.attn.qkv.weight' in groups[0.05] and 'backbone.blocks.0.norm1.weight' in groups[0.0]
 
 
+def test_fsdp2_is_the_same_training_as_one_process(train, whole):
+    sharded = train('sharded', HALF, config='fsdp2.py', processes=2)
+    assert_same_training(sharded, whole)
+
+
 @pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='DeepSpeed is an extra')
 def test_deepspeed(train, fork_tool, tmp_path):
     plain, shared = (train('run', HALF, config=f'{name}.py', processes=2) for name in ('adamw', 'zero'))

@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from mmengine.fileio import LocalBackend, register_backend
 
 from mmcae.checkpoints.pieces import publish
@@ -106,6 +107,27 @@ def test_pieces_belong_to_the_strategy_that_wrote_them(in_pieces):
             else:
                 with pytest.raises(CheckpointError, match=rf'{path} is .*resumes from .*: resume with the strategy'):
                     check_kind(path, strategy)
+
+
+def test_folders_of_fsdp2_are_compared_with_their_checksums(folder):
+    weight = torch.arange(5000.0)
+    partial, path = folder / 'unfinished.partial', folder / 'epoch_3.pth'
+    save(partial / 'training.pth', 18, written=150.0)
+    torch.distributed.checkpoint.save(
+        {'state_dict.w': weight}, storage_writer=torch.distributed.checkpoint.FileSystemWriter(partial), no_dist=True
+    )
+    publish(partial, path)
+    assert newest_checkpoint(folder) == (str(path), [])
+    ours = dict(type='mmcae.FSDP2Strategy')
+    check_kind(path, ours)
+    for wrong, strategy in ((path, dict(type='mmcae.FSDPStrategy')), (path, None), (folder / 'iter_9.pth', ours)):
+        with pytest.raises(CheckpointError, match='resume with the strategy'):
+            check_kind(wrong, strategy)
+    content = bytearray((path / '__0_0.distcp').read_bytes())
+    content[content.index(weight[1000:1010].numpy().tobytes())] ^= 1
+    (path / '__0_0.distcp').write_bytes(content)
+    found, problems = newest_checkpoint(folder)
+    assert found == str(folder / 'iter_9.pth') and any('__0_0.distcp is damaged' in problem for problem in problems)
 
 
 def test_other_files_are_left_alone(folder):

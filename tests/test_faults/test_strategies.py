@@ -13,7 +13,9 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from mmcae.apis import load_encoder
 from mmcae.checkpoints import load_state, read_checkpoint
+from mmcae.checkpoints.reading import read_sharded
 from mmcae.compat import has_accelerator
 
 pytestmark = pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
@@ -21,6 +23,7 @@ needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec('deepspeed') is No
 
 FLEXIBLE = "runner_type = 'FlexibleRunner'\ncustom_hooks = []\nrandomness = dict(seed=3)\ntrain_dataloader = dict(num_workers=0)\n"
 FSDP = FLEXIBLE + "strategy = dict(type='mmcae.FSDPStrategy', state_dict_cfg='{}')\noptim_wrapper = dict(use_fsdp=True)\n"
+FSDP2 = FLEXIBLE + "strategy = dict(type='mmcae.FSDP2Strategy', param_dtype='bfloat16', async_save={})\n"
 DEEPSPEED = f"""{FLEXIBLE}
 strategy = dict(type='mmcae.DeepSpeedStrategy', zero_optimization=dict(stage={{}}), gradient_clipping=3.0, gradient_accumulation_steps={{}})
 optim_wrapper = dict(
@@ -98,6 +101,34 @@ def test_killed_and_resumed(start, interrupted, read, differences, tmp_path, tex
             assert read(file)['optimizer_state_dict' if 'optim_states' in file.name else 'message_hub']
         if path.is_dir():
             assert set(json.loads((path / 'pieces.json').read_text())) == {file.name for file in files}
+
+
+def content_of(folder):
+    """All that a folder of FSDP2 holds."""
+    stored = read_sharded(folder)
+    return read_checkpoint(folder / 'training.pth'), {name: stored.whole(name) for name in stored.tensors}
+
+
+def test_fsdp2_killed_and_resumed(start, interrupted, variant, differences, tmp_path):
+    """Exactly, also where the resumed run writes in the background; and by another number of processes."""
+    config, run = interrupted(FSDP2.format(False)), tmp_path / 'run'
+    assert names(run) == ['epoch_1.pth', 'recovery_4.pth', 'recovery_5.pth']
+    resumed = start('--resume', config=variant(FSDP2.format(True)), processes=2, options=['default_hooks.checkpoint.recovery_interval=1'])
+    whole = start(work_dir=tmp_path / 'whole', config=config, processes=2)
+    assert ended(resumed) == [0, 0] == ended(whole)
+    assert 'resumed epoch: 1, iter: 5' in resumed[0].text and (run / 'last_checkpoint').read_text().strip() == 'epoch_3.pth'
+    assert names(run) == names(tmp_path / 'whole') == ['epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth', 'weights.pth']
+    for name in names(run)[1:3]:
+        found, expected = content_of(run / name), content_of(tmp_path / 'whole' / name)
+        assert differences(found, expected) == [] and any(key.startswith('optimizer.') for key in found[1])
+    weights = load_state(run / 'weights.pth')
+    assert weights.keys() == load_state(run / 'epoch_3.pth').keys() and load_encoder(run / 'weights.pth').spec.embed_dims == 16
+
+    # Without a learning rate weights stay as they are.
+    options = ['train_cfg.max_epochs=4', 'optim_wrapper.optimizer.lr=1e-30']
+    assert ended(start('--resume', config=config, processes=3, options=options)) == [0, 0, 0]
+    state = load_state(run / 'weights.pth')
+    assert names(run)[-2] == 'epoch_4.pth' and all(torch.equal(state[name], value) for name, value in weights.items())
 
 
 @HOOKS.register_module()

@@ -74,6 +74,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.backend_args = dict(backend='mmcae.atomic')
         self.recovery_interval = recovery_interval
         self.due = False
+        self.recorded, self.unrecorded = None, None  # paths of the newest complete checkpoint, and of one that is still being written
         self.saved = None  # after how many iterations the newest checkpoint was written
         self.position = {}  # epochs and iterations of the one being written, which FlexibleRunner gets wrong after a validation
         self.signal, self.asked, self.agreed = 0, None, 0
@@ -112,6 +113,8 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if self.recovery_interval and self.every_n_train_iters(runner, self.recovery_interval):
             self.due = True
+        if self.unrecorded and not self.strategy_of(runner).writing:
+            self.finish(runner)
         number = self.signal_of_all(runner)
         # Between two updates the gradients so far would be lost.
         updated = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
@@ -124,12 +127,16 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.stop(runner, number)
 
     def after_train(self, runner):
+        self.finish(runner)
         super().after_train(runner)
         self.restore_handlers()
         if self.saved == runner.iter:  # an ordinary checkpoint holds the end
             self.delete_recoveries(keep=0)
+        if self.last_ckpt and hasattr(self.strategy_of(runner), 'consolidate'):
+            master_only(self.strategy_of(runner).consolidate)(self.last_ckpt)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
+        self.finish(runner)  # earlier ones are deleted now
         with self.at(self.position or meta):
             super()._save_checkpoint_with_step(runner, step, meta)
             self.saved = self.position['iter']
@@ -150,6 +157,7 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     def save_recovery(self, runner):
         """Save what --resume needs, within an epoch or not."""
+        self.finish(runner)
         meta = dict(epoch=runner.epoch, iter=runner.iter + 1)
         name = RECOVERY.format(meta['iter'])
         runner.save_checkpoint(self.out_dir, name, meta=meta, by_epoch=False, backend_args=self.backend_args)
@@ -181,12 +189,37 @@ class CheckpointHook(MMEngineCheckpointHook):
 
     # ---------------------------------------------------------------- names that hold wherever the folder is
 
-    @master_only
     def record(self, runner, path):
-        """Write which checkpoint is the newest; in the work dir itself by its name alone, so that a copy of the folder has its own."""
+        """Write which checkpoint is the newest; in the work dir itself by its name alone, so that a copy of the folder has its own.
+
+        One that a strategy is still writing becomes the newest when it is complete.
+        """
+        self.unrecorded = path if getattr(self.strategy_of(runner), 'saving', None) else None
+        if self.unrecorded is None:
+            self.recorded = path
+        self.write_record(runner)
+
+    @master_only
+    def write_record(self, runner):
+        file, path = Path(runner.work_dir) / RECORD, self.recorded
+        if path is None:
+            file.unlink(missing_ok=True)  # mmengine's, of a checkpoint that is not there yet
+            return
         if '://' not in path:
             path = os.path.relpath(path, runner.work_dir) if self.out_dir == runner.work_dir else os.path.abspath(path)
-        write_file(Path(runner.work_dir) / RECORD, path)
+        write_file(file, path)
+
+    @staticmethod
+    def strategy_of(runner):
+        """The strategy of a FlexibleRunner, None of a Runner."""
+        return getattr(runner, 'strategy', None)
+
+    def finish(self, runner):
+        """Wait for a checkpoint that a strategy writes in the background, and record it."""
+        if hasattr(self.strategy_of(runner), 'finish'):
+            self.strategy_of(runner).finish()
+        if self.unrecorded is not None:
+            self.record(runner, self.unrecorded)
 
     def adopt_best(self, runner):
         """Where the best checkpoint was saved in another folder, look for it in this one: mmengine deletes it when a better one comes."""
@@ -244,6 +277,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         return self.agreed
 
     def stop(self, runner, number):
+        self.finish(runner)
         barrier()  # a launcher kills those that still write when the first one ends
         leave_distributed()
         self.restore_handlers()

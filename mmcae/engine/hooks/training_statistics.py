@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from ...evaluation.attention_weights import entropy, self_attention
 from ...evaluation.collapse import effective_rank, feature_std
@@ -35,8 +35,8 @@ class TrainingStatistics(Hook):
     * `stat/grad_norm/PART`: L2 norm of each part's gradient as the optimizer gets it, after clipping.
     * `stat/images_per_second` of all processes, and `stat/data_wait`, the share of the time that was spent waiting for data.
 
-    Other models than mmcae's pretraining methods have the last two and gradients by their direct children. With FSDP, whose parameters are
-    spread over the processes, there are the last two alone. The values are those of the first process and its images.
+    Other models than mmcae's pretraining methods have the last two and gradients by their direct children. With FSDP and FSDP2, whose
+    parameters are spread over the processes, there are the last two alone. The values are those of the first process and its images.
 
     Args:
         interval: Iterations between two looks. A look costs about as much as one iteration of so many images.
@@ -67,7 +67,7 @@ class TrainingStatistics(Hook):
 
     def before_train(self, runner):
         self.began, self.handle = time.perf_counter(), None
-        self.sharded = any(isinstance(module, FullyShardedDataParallel) for module in runner.model.modules())
+        self.sharded = any(isinstance(module, FullyShardedDataParallel | FSDPModule) for module in runner.model.modules())
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         if isinstance(optimizer, torch.optim.Optimizer) and not self.sharded:
             self.handle = optimizer.register_step_pre_hook(lambda *_: self.read_gradients(runner))

@@ -69,7 +69,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """(B, n, C) -> (B, n, C). `grid` is the patch grid behind the tokens; relative position bias and windows need it."""
         batch, length, _ = x.shape
-        qkv_bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv_bias = torch.cat((self.q_bias, self.k_bias.to(self.q_bias.dtype), self.v_bias))
         qkv = F.linear(x, self.qkv.weight, qkv_bias).reshape(batch, length, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         bias = None
