@@ -107,7 +107,9 @@ def require(library):
     except ImportError as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) and error.name else None
         reason = 'is not installed' if missing == library else f'cannot be imported ({error})'
-        raise DependencyError(f'{library} {reason}. Remedy: {damage(library) or how_to_install(missing or library)}') from error
+        culprit = missing or library
+        remedy = damage(library) or damage(culprit.split('.')[0]) or how_to_install(culprit)
+        raise DependencyError(f'{library} {reason}. Remedy: {remedy}') from error
     except RuntimeError as error:
         if 'operator torchvision::nms does not exist' not in str(error):
             raise
@@ -218,13 +220,15 @@ def damage(library):
     forks = [package for package in there if package.startswith('onedl-')]
     if forks and there != forks:
         others = ' '.join(package for package in there if package not in forks)
-        again = how_to_install('mmcv._ext') if library == 'mmcv' else f'pip install --force-reinstall --no-deps {forks[0]}'
-        return f'pip uninstall -y {others} && {again} ({others} and {forks[0]} overwrite each other)'
+        return (
+            f'pip uninstall -y {others} && pip install --force-reinstall --no-deps {forks[0]} '
+            f'({others} and {forks[0]} overwrite each other)'
+        )
     for package in there:
         files = metadata.files(package) or ()
         if any(file.suffix in ('.py', '.so') and not file.locate().exists() for file in files):
-            if package in ('mmcv', 'onedl-mmcv'):
-                return f'{how_to_install("mmcv._ext")} (files of {package} are missing)'
+            if package == 'mmcv':
+                return f'{how_to_install("mmcv._ext")} (files of mmcv are missing)'
             command = f'pip install --force-reinstall --no-deps {package}=={installed(package)}'
             return f'{command} (files of {package} are missing; a package that shares them was uninstalled)'
     return ''

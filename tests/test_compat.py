@@ -203,7 +203,19 @@ def test_packages_that_share_files(monkeypatch, tmp_path):
     packages(monkeypatch, tmp_path, mmengine=(('a.py',), ()), onedl_mmengine=(('b.py',), ()))
     assert compat.damage('mmengine').startswith('pip uninstall -y mmengine && pip install --force-reinstall --no-deps onedl-mmengine (')
     packages(monkeypatch, tmp_path, mmcv_lite=(('a.py',), ()), onedl_mmcv=(('b.py',), ()))
-    assert compat.damage('mmcv').startswith(f'pip uninstall -y mmcv-lite && {compat.how_to_install("mmcv._ext")} (')
+    assert compat.damage('mmcv').startswith('pip uninstall -y mmcv-lite && pip install --force-reinstall --no-deps onedl-mmcv (')
+
+
+def test_damage_underneath_is_the_remedy(monkeypatch, tmp_path):
+    """mmpretrain finds no part of an mmcv whose files another package has taken."""
+
+    def without_image(name):
+        raise ModuleNotFoundError("No module named 'mmcv.image'", name='mmcv.image')
+
+    packages(monkeypatch, tmp_path, onedl_mmcv=((), ('image.py',)), onedl_mmpretrain=(('b.py',), ()))
+    monkeypatch.setattr(compat.importlib, 'import_module', without_image)
+    with pytest.raises(DependencyError, match='mmpretrain cannot be imported .*: pip install --force-reinstall --no-deps onedl-mmcv=='):
+        compat.require('mmpretrain')
 
 
 @pytest.mark.parametrize(

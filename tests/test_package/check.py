@@ -184,7 +184,7 @@ def install(python, package, stack, log):
         pip('install', 'setuptools>=77.0.3,<81')
     if stack == 'onedl':
         pip('uninstall', '-y', 'mmengine', 'mmcv-lite', 'mmpretrain')
-        pip('install', '--force-reinstall', '--no-deps', 'onedl-mmengine', 'onedl-mmpretrain')
+        pip('install', '--force-reinstall', '--no-deps', 'onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain')
     if stack != 'core':
         run(log, python, tools / 'build_mmcv.py')
 
