@@ -13,16 +13,5 @@ if [ $# -lt 3 ]; then
     echo "usage: bash tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]" >&2
     exit 2
 fi
-ARGUMENTS=("$1" "$2")
-PROCESSES=$3
-shift 3
-
-TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[ -x "$TOOLS/../.venv/bin/python" ] && DEFAULT="$TOOLS/../.venv/bin/python" || DEFAULT=python
-if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-    MEETING=(--standalone) # torchrun finds a free port: several runs fit on one machine
-else
-    MEETING=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
-fi
-exec "${PYTHON:-$DEFAULT}" -m torch.distributed.run "${MEETING[@]}" --nproc-per-node "$PROCESSES" \
-    "$TOOLS/test.py" "${ARGUMENTS[@]}" --launcher pytorch "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
+start_by_torchrun "$3" "$TOOLS/test.py" "$1" "$2" "${@:4}"

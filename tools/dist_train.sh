@@ -7,22 +7,17 @@
 #
 #     NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500 bash tools/dist_train.sh CONFIG 8
 #
+# With MAX_RESTARTS, processes are started again when one of them dies, and go on from the newest checkpoint:
+#
+#     MAX_RESTARTS=3 bash tools/dist_train.sh CONFIG 8 --resume
+#     MAX_RESTARTS=3 NNODES=2 MASTER_ADDR=10.0.0.1 PORT=29500 bash tools/dist_train.sh CONFIG 8 --resume
+#
+# Machines may come and go then, NNODES=1:2 goes on with one of two; NODE_RANK is not needed.
 # PYTHON names the interpreter; by default it is the one of this checkout's .venv, or python.
 set -eu
 if [ $# -lt 2 ]; then
     echo "usage: bash tools/dist_train.sh CONFIG PROCESSES [options of tools/train.py]" >&2
     exit 2
 fi
-ARGUMENTS=("$1")
-PROCESSES=$2
-shift 2
-
-TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-[ -x "$TOOLS/../.venv/bin/python" ] && DEFAULT="$TOOLS/../.venv/bin/python" || DEFAULT=python
-if [ "${NNODES:-1}" = 1 ] && [ -z "${PORT:-}" ]; then
-    MEETING=(--standalone) # torchrun finds a free port: several runs fit on one machine
-else
-    MEETING=(--nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}")
-fi
-exec "${PYTHON:-$DEFAULT}" -m torch.distributed.run "${MEETING[@]}" --nproc-per-node "$PROCESSES" \
-    "$TOOLS/train.py" "${ARGUMENTS[@]}" --launcher pytorch "$@"
+source "$(dirname "${BASH_SOURCE[0]}")/launching.sh"
+start_by_torchrun "$2" "$TOOLS/train.py" "$1" "${@:3}"

@@ -70,7 +70,7 @@ def choose_launcher(cfg, launcher):
         launcher (str): As for :func:`build_runner`.
 
     Raises:
-        ConfigError: The launcher has not started this process.
+        ConfigError: The launcher has not started this process, or could not start it again.
     """
     if launcher == 'auto':
         launcher = infer_launcher()
@@ -79,11 +79,28 @@ def choose_launcher(cfg, launcher):
         raise ConfigError(
             f'--launcher {launcher}, but {variable} is not in the environment: start by tools/dist_train.sh or tools/slurm_train.sh'
         )
+    if launcher == 'pytorch':
+        check_restarts()
     if launcher == 'mpi':
         if 'MASTER_ADDR' not in os.environ:
             raise ConfigError('--launcher mpi needs MASTER_ADDR in the environment: the address of the machine of rank 0')
         os.environ.setdefault('LOCAL_RANK', os.environ[variable])  # which mmengine reads, but sets for the other launchers only
     cfg.launcher = launcher
+
+
+def check_restarts():
+    """Refuse restarts by torchrun after which processes would look for each other at the addresses of those that have died.
+
+    torch 2.13 has them meet in the store of the first start, with all that is written there; see docs/distributed.md.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if os.environ.get('TORCHELASTIC_MAX_RESTARTS', '0') != '0' and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True':
+        raise ConfigError(
+            'torchrun --max-restarts: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment and --standalone or --rdzv-backend=c10d, '
+            'else processes that start again wait for those that have died. MAX_RESTARTS=N bash tools/dist_train.sh sets all of them'
+        )
 
 
 def join_processes(cfg):

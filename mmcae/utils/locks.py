@@ -40,7 +40,8 @@ def locked(folder: str | Path):
     The file `.lock` in it names the holder, and is empty when there is none. The system's lock on that file (flock) ends with the process,
     so a process that was killed holds nothing. On a file system without flock the record decides: the holder is dead if its host has no
     such process any more, or was started again. Processes of other hosts cannot be looked at, so their records count until the file is
-    removed; except for an earlier start of the same Slurm job, which has ended, and a record that was copied along with its folder.
+    removed; except for an earlier start of the same Slurm job or torchrun, which has ended, and a record that was copied along with its
+    folder.
 
     Args:
         folder: Is made if it does not exist.
@@ -115,6 +116,7 @@ def own_record(descriptor: int) -> dict:
         started=starting_time(os.getpid()),
         since=time.strftime('%Y-%m-%d %H:%M:%S'),
         job=slurm_job(),
+        run=torchrun_run(),
         file=os.fstat(descriptor).st_ino,
     )
 
@@ -123,7 +125,7 @@ def read_record(descriptor: int) -> dict | None:
     """Who holds the lock; None where nothing (or nothing of ours) is written."""
     try:
         record = json.loads(os.pread(descriptor, 10_000, 0))
-        return record if record.keys() >= own_record(descriptor).keys() else None
+        return dict(run=None) | record if record.keys() >= own_record(descriptor).keys() - {'run'} else None  # earlier versions lack it
     except (ValueError, AttributeError):
         return None
 
@@ -152,7 +154,7 @@ def has_ended(holder: dict, descriptor: int, free: bool | None) -> bool:
         return True
     if same_host:
         return not same_boot or starting_time(holder['pid']) != holder['started']
-    return restarted(holder['job'], here['job'])
+    return restarted(holder['job'], here['job']) or holder['run'] is not None and holder['run'] == here['run']
 
 
 def boot_id() -> str:
@@ -176,6 +178,15 @@ def slurm_job() -> list | None:
     """Number of the Slurm job, and how often it was started again."""
     job = os.environ.get('SLURM_JOB_ID')
     return [job, int(os.environ.get('SLURM_RESTART_COUNT') or 0)] if job else None
+
+
+def torchrun_run() -> str | None:
+    """Name of the run among whose machines torchrun chooses the first anew when one is lost; None where it has no name of its own.
+
+    torchrun starts processes when those of the start before have ended, or their machine has not answered for a while.
+    """
+    name = os.environ.get('TORCHELASTIC_RUN_ID')
+    return None if name == 'none' else name
 
 
 def restarted(earlier: list | None, job: list | None) -> bool:

@@ -9,10 +9,11 @@ import subprocess
 import sys
 
 import pytest
+from mmengine.config import Config
 
 from mmcae.checkpoints import read_checkpoint
 from mmcae.compat import has_accelerator
-from mmcae.engine.launch import TORCHRUN, check_gpu_of_this_process, infer_launcher
+from mmcae.engine.launch import TORCHRUN, check_gpu_of_this_process, choose_launcher, infer_launcher
 from mmcae.utils.errors import ConfigError
 
 SRUN = """#!/usr/bin/env bash
@@ -155,6 +156,18 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
         check_gpu_of_this_process()
 
 
+def test_restarts_by_a_torchrun_that_keeps_its_store_are_refused(monkeypatch):
+    environment = dict(RANK='0', TORCHELASTIC_MAX_RESTARTS='1', TORCHELASTIC_USE_AGENT_STORE='True')
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match='TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1'):
+        choose_launcher(Config(), 'pytorch')
+    for name, value in (('TORCHELASTIC_MAX_RESTARTS', '0'), ('TORCHELASTIC_USE_AGENT_STORE', 'False')):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            choose_launcher(Config(), 'pytorch')
+
+
 @pytest.mark.skipif(has_accelerator(), reason='over gloo')
 def test_mpi(classification_config, run_tool, tmp_path):
     """As the only process of an mpirun, with what it puts into the environment."""
@@ -170,10 +183,51 @@ def test_usage(run_tool, script):
     assert code == 2 and f'usage: bash tools/{script}.sh' in output
 
 
+REFUSED = {
+    'dist_train': [
+        (dict(), ['CONFIG', '0'], 'PROCESSES=0: expected a whole number of at least 1'),
+        (dict(), ['CONFIG', 'two'], 'PROCESSES=two: expected'),
+        (dict(), ['nowhere.py', '2'], 'There is no config nowhere.py'),
+        (dict(NNODES='two'), ['CONFIG', '2'], 'NNODES=two: expected'),
+        (dict(NNODES='2:1'), ['CONFIG', '2'], 'NNODES (the most)=1: expected a whole number of at least 2'),
+        (dict(NNODES='2', NODE_RANK='2'), ['CONFIG', '2'], 'NODE_RANK=2: expected a whole number from 0 to 1'),
+        (dict(PORT='70000'), ['CONFIG', '2'], 'PORT=70000: expected a whole number from 1 to 65535'),
+        (dict(PORT='BUSY'), ['CONFIG', '2'], 'PORT=BUSY is in use on this machine'),
+        (dict(MAX_RESTARTS='-1'), ['CONFIG', '2'], 'MAX_RESTARTS=-1: expected'),
+    ],
+    'dist_test': [(dict(), ['CONFIG', 'CHECKPOINT', '0'], 'PROCESSES=0: expected')],
+    'slurm_train': [
+        (dict(GPUS='0'), ['debug', 'tiny', 'CONFIG'], 'GPUS=0: expected'),
+        (dict(GPUS_PER_NODE='all'), ['debug', 'tiny', 'CONFIG'], 'GPUS_PER_NODE=all: expected'),
+        (dict(PORT='0'), ['debug', 'tiny', 'CONFIG'], 'PORT=0: expected'),
+        (dict(), ['debug', 'tiny', 'CONFIG'], 'srun is not in PATH: this machine has no Slurm'),
+    ],
+    'slurm_test': [(dict(GPUS='0'), ['debug', 'tiny', 'CONFIG', 'CHECKPOINT'], 'GPUS=0: expected')],
+}
+
+
+@pytest.mark.parametrize(('script', 'case'), [(script, case) for script, cases in REFUSED.items() for case in cases])
+def test_bad_input_of_the_scripts(run_tool, script, case):
+    """One line, before any process starts."""
+    environment, arguments, message = case
+    with socket.socket() as busy:
+        busy.bind(('127.0.0.1', 0))
+        busy.listen()
+        port = str(busy.getsockname()[1])
+        environment = {name: value.replace('BUSY', port) for name, value in environment.items()}
+        code, output = run_tool(f'tools/{script}.sh', *arguments, env=environment)
+    assert code == 2 and output.startswith(f'error: {message.replace("BUSY", port)}') and output.count('\n') == 1
+
+
+def job_scripts(repository):
+    """Those of docs/faults.md: processes started by srun, and by torchrun."""
+    return re.findall(r'```\n(#!/bin/bash\n.*?)```', (repository / 'docs/faults.md').read_text(), re.DOTALL)
+
+
 @pytest.mark.parametrize(('code', 'requeued'), [(0, False), (138, True), (143, False), (2, False), (137, False)])
 def test_the_job_script_of_the_manual(repository, tmp_path, code, requeued):
     """It goes back into the queue when its time was up (SIGUSR1), and not after scancel (SIGTERM) or an error; srun knows of the cores."""
-    (script,) = re.findall(r'```\n(#!/bin/bash\n.*?)```', (repository / 'docs/faults.md').read_text(), re.DOTALL)
+    script, _ = job_scripts(repository)
     options = ' '.join(line.removeprefix('#SBATCH ') for line in script.splitlines() if line.startswith('#SBATCH'))
     assert '--cpus-per-task=10' in options and '--signal=USR1@' in options and '--requeue' in options
     for name, text in (
@@ -188,6 +242,40 @@ def test_the_job_script_of_the_manual(repository, tmp_path, code, requeued):
     assert done.returncode == code and done.stderr == ''
     assert '10 cores, port 30123: --kill-on-bad-exit=1 python -u tools/train.py CONFIG --launcher slurm --resume' in done.stdout
     assert ('scontrol requeue 70123' in done.stdout) == requeued
+
+
+@pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
+def test_the_job_script_for_torchrun(classification_config, repository, tmp_path):
+    """A real training that torchrun has started: SIGUSR1 reaches its processes, which save, and the job goes back into the queue."""
+    _, script = job_scripts(repository)
+    config = tmp_path / 'long.py'
+    config.write_text(
+        f"_base_ = ['{classification_config}']\ntrain_cfg = dict(_delete_=True, type='mmcae.EpochBasedTrainLoop', max_epochs=1000)\n"
+        "default_hooks = dict(checkpoint=dict(type='mmcae.CheckpointHook'))\n"
+    )
+    script = script.replace('CONFIG 8 --resume', f'{config} 2 --resume --no-validate --work-dir {tmp_path / "run"}')
+    (tmp_path / 'job.sh').write_text(script)
+    for name, text in (
+        ('srun', 'while [[ $1 == --* ]]; do shift; done\nSLURM_NODEID=0 exec "$@"'),
+        ('scontrol', '[ $1 = show ] && echo 127.0.0.1 || echo "scontrol $@"'),
+    ):
+        (tmp_path / name).write_text(f'#!/usr/bin/env bash\n{text}\n')
+        (tmp_path / name).chmod(0o755)
+    slurm = dict(SLURM_CPUS_PER_TASK='1', SLURM_JOB_ID=str(os.getpid()), SLURM_NNODES='1')
+    environment = dict(os.environ, **slurm, PATH=f'{tmp_path}:{os.environ["PATH"]}', PYTHON=sys.executable)
+    job = subprocess.Popen(
+        ['bash', tmp_path / 'job.sh'], cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    for line in job.stdout:
+        lines.append(line)
+        if 'Epoch(train)' in line:
+            job.send_signal(signal.SIGUSR1)
+            break
+    output = ''.join(lines) + job.communicate(timeout=300)[0]
+    assert job.returncode == 1, output
+    assert 'SIGUSR1: stopped after iteration' in output and len(list(tmp_path.glob('run/recovery_*.pth'))) == 1
+    assert output.endswith(f'scontrol requeue {slurm["SLURM_JOB_ID"]}\n')
 
 
 @pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')

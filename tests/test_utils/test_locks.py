@@ -151,7 +151,12 @@ def test_records_of_those_that_must_have_ended_do_not_count(tmp_path, monkeypatc
         record(tmp_path, **changes)
         with locked(tmp_path):
             pass
-    for changes in (dict(job=['12', 1]), dict(job=['11', 0])):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'cae')  # the machine of the first process was lost, and this is the first now
+    record(tmp_path, run='cae')
+    with locked(tmp_path):
+        pass
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')  # where nobody gave it a name
+    for changes in (dict(job=['12', 1]), dict(job=['11', 0]), dict(run='cae'), dict(run='none'), dict(run=None)):
         record(tmp_path, **changes)
         with pytest.raises(DataError), locked(tmp_path):
             pass
