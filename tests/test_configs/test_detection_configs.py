@@ -156,7 +156,7 @@ def test_what_is_not_the_papers_is_mmdets(recipe):
     folder = Path(mmdet.__file__).parent / '.mim/configs/_base_'
     for name, theirs in ((BASE, 'mask-rcnn_r50_fpn'), (CASCADE_BASE, 'cascade-mask-rcnn_r50_fpn')):
         ours, model = recipe(name).model, Config.fromfile(folder / f'models/{theirs}.py').model
-        assert plain(ours.data_preprocessor) == plain(model.data_preprocessor)
+        assert plain(ours.data_preprocessor) == dict(plain(model.data_preprocessor), non_blocking=True)
         assert plain(ours.test_cfg) == plain(model.test_cfg)
         assert plain(ours.train_cfg.rcnn if 'cascade' not in name else ours.train_cfg.rcnn[2]) == plain(
             model.train_cfg.rcnn if 'cascade' not in name else model.train_cfg.rcnn[2]
