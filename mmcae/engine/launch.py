@@ -39,6 +39,7 @@ def build_runner(cfg, launcher='none'):
     """
     check_complete(cfg)
     choose_launcher(cfg, launcher)
+    keep_local_logs(cfg)
     if 'DeepSpeed' in str((cfg.get('strategy') or {}).get('type')):
         compat.require_deepspeed()
         cfg.strategy.setdefault('train_micro_batch_size_per_gpu', (cfg.get('train_dataloader') or {}).get('batch_size', 1))
@@ -60,6 +61,19 @@ def build_runner(cfg, launcher='none'):
     if runner.rank == 0:
         make_portable(runner)
     return runner
+
+
+def keep_local_logs(cfg):
+    """Write `vis_data/scalars.json` beside whatever other backends a config names: curves and reports are made of it.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    visualizer = cfg.get('visualizer')
+    if isinstance(visualizer, dict):
+        backends = visualizer.get('vis_backends') or []
+        if not any(str(backend.get('type')).endswith('LocalVisBackend') for backend in backends):
+            visualizer.vis_backends = [*backends, ConfigDict(type='LocalVisBackend')]
 
 
 def choose_launcher(cfg, launcher):

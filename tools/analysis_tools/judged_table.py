@@ -39,7 +39,7 @@ def read(path: Path) -> dict:
 
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise DataError(f'{path} is no JSON ({error}): give the judged.json that mmcae judge wrote') from error
     if not isinstance(content, dict) or content.get('kind') != 'mmcae.judge':
         raise DataError(f'{path} is not of mmcae judge: give the judged.json that it wrote')
