@@ -1,5 +1,6 @@
 """Checks of what a tool's command line asks for, before anything slow begins: numbers, and places to write to."""
 
+import argparse
 import math
 import os
 from pathlib import Path
@@ -24,6 +25,8 @@ def add_launcher(parser):
         default='auto',
         help='what started the processes (default: by the environment)',
     )
+    # What torch.distributed.launch, by which mim starts several processes, adds to a command; LOCAL_RANK in the environment says the same.
+    parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
 
 
 def check_arguments(args, at_least=None, shares=(), outputs=None):

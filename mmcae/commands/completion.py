@@ -4,6 +4,7 @@ eval "$(mmcae completion bash)"        # in ~/.bashrc; `zsh` in ~/.zshrc
 mmcae completion fish > ~/.config/fish/completions/mmcae.fish
 """
 
+import argparse
 import shlex
 
 BASH = """\
@@ -46,13 +47,14 @@ def run(args):
 
 
 def actions_of(name):
-    """The arguments of a command, as argparse keeps them; none for one that has a parser of its own."""
+    """The arguments of a command for people, as argparse keeps them; none for one that has a parser of its own."""
     from importlib import import_module
 
     from .main import make_parser
 
     module = import_module(f'mmcae.commands.{name}')
-    return make_parser(module)._actions if hasattr(module, 'add_arguments') else []
+    actions = make_parser(module)._actions if hasattr(module, 'add_arguments') else []
+    return [action for action in actions if action.help != argparse.SUPPRESS]
 
 
 def takes_config(actions):

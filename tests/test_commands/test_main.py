@@ -103,6 +103,11 @@ def test_changes_stand_beside_the_config_or_behind_cfg_options(capsys):
         assert 'max_epochs=x' in refused(capsys, 'train', 'custom/cae_vit-small_folder', '--amp', *arguments)
 
 
+@pytest.mark.parametrize('rank', ['--local-rank=1', '--local_rank=1'])
+def test_the_rank_that_a_launcher_adds_is_accepted(capsys, rank):
+    assert 'There is no config nothing' in refused(capsys, 'train', 'nothing', '--launcher', 'pytorch', rank)
+
+
 def test_resume_swallows_no_change(capsys):
     line = refused(capsys, 'train', 'custom/cae_vit-small_folder', '--resume', 'max_epochs=x')
     assert 'max_epochs=x' in line
