@@ -76,6 +76,8 @@ ELSEWHERE = {
     r'tools/benchmarks/compare_methods': 'trains for hours; tests/test_tools/test_compare_methods.py compares tiny ones',
     r'tools/benchmarks/': 'measures for minutes; tests/test_tools/test_benchmarks.py runs it small',
     r'results_table': 'reads results of three seeds; tests/test_tools/test_results.py makes some',
+    r'judged_table|/seed0/pretrain': 'judges encoders of three seeds; tests/test_tools/test_judged_table.py and '
+    'tests/test_apis/test_judging.py judge tiny ones',
     r'fashion': 'needs Fashion-MNIST; tests/test_configs/test_fashion_configs.py trains the recipes on drawn data',
     r'^mmcae train adapt/': 'needs a released encoder; tests/test_configs/test_adapt_configs.py builds and trains from one',
     r'cae_v2_vit-small_folder|_continued|_channels': 'needs files of others; tests/test_configs/test_custom_configs.py makes them',
