@@ -230,7 +230,7 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
                 raise
             rest, what = patience() - waited, getattr(error, 'filename', None) or name
             if rest <= 0:
-                raise StorageError(f'{what} cannot be read: {cause(error)}, for {waited:.0f} s. {remedy(error)}') from error
+                raise StorageError(f'{what} cannot be read: {cause(error)}, for {waited:.0f} s. {remedy(error, what)}') from error
             if not waited:
                 print_log(f'{what}: {cause(error)}; trying again for {rest:.0f} s', 'current', logging.WARNING)
         wait = min(wait, rest, LONGEST_WAIT)
@@ -269,13 +269,15 @@ def cause(error: Exception) -> str:
     return 'not enough memory'
 
 
-def remedy(error: Exception) -> str:
-    """What a person can do about an error that did not pass."""
+def remedy(error: Exception, name: str | Path) -> str:
+    """What a person can do about an error that did not pass, in reading something."""
     kind = error.errno if isinstance(error, OSError) else errno.ENOMEM
     if kind in (errno.EMFILE, errno.ENFILE):
         what = 'Allow more open files (ulimit -n), or lower num_workers'
     elif kind == errno.ENOMEM:
         what = 'Lower num_workers or the batch size, or get more memory'
     else:
-        what = 'Look at the disk, the mount or the file server'
+        what = (
+            'Look at the store, its address and the network' if remote.is_remote(name) else 'Look at the disk, the mount or the file server'
+        )
     return f'{what}; the same command goes on from here (a training with --resume)'

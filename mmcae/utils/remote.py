@@ -1,15 +1,16 @@
 """Files that an address names, such as s3://bucket/folder or ftp://host/folder: read and listed by fsspec, whose packages know the stores.
 
 Credentials, endpoints and timeouts are fsspec's: in the environment (FSSPEC_S3_ENDPOINT_URL=...) or in ~/.config/fsspec. A store that fails
-raises an OSError (EIO), which :func:`mmcae.utils.files.patiently` takes for one that may pass.
+raises an OSError (EIO), which :func:`mmcae.utils.files.patiently` takes for one that may pass; one that refuses, a StorageError.
 """
 
 import errno
 import posixpath
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import ConfigError
+from .errors import ConfigError, StorageError
 
 STALLED = 30  # seconds without an answer, after which a request is given up and made again
 
@@ -42,14 +43,21 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
         FileNotFoundError: It is not there.
         OSError: The store fails or does not answer.
         ConfigError: The package for this kind of store is missing.
+        StorageError: The store refuses, for want of credentials or permissions, or cannot send a part of a file.
     """
     with _store(path) as (store, place):
         try:
             if store.async_impl:
                 from fsspec.asyn import sync
 
-                return sync(store.loop, store._cat_file, place, start=start, end=end, timeout=STALLED)
-            return store.cat_file(place, start=start, end=end)
+                data = sync(store.loop, store._cat_file, place, start=start, end=end, timeout=STALLED)
+            else:
+                data = store.cat_file(place, start=start, end=end)
+            if end is not None and len(data) > end - (start or 0):
+                raise StorageError(
+                    f'{path}: its server sends the whole file where a part of it is asked for; shards need one that knows ranges'
+                )
+            return data
         except FileNotFoundError as error:  # which fsspec makes of any refusal of an FTP server
             store.invalidate_cache()
             if store.exists(place):
@@ -94,7 +102,8 @@ def _store(path):
             fsspec.core.url_to_fs(str(path), timeout=STALLED) if str(path).startswith('ftp') else fsspec.core.url_to_fs(str(path))
         )
     except (ImportError, ValueError) as error:
-        raise ConfigError(f'{path} cannot be read: {error}') from error
+        known = '; among those that fsspec knows are s3, gs, abfs, http, https and ftp' if 'not known' in str(error) else ''
+        raise ConfigError(f'{path} cannot be read: {error}{known}') from error
     except Exception as error:  # some connect already here
         raise _failure(path, error) from error
     try:
@@ -102,9 +111,11 @@ def _store(path):
     except Exception as error:  # every store has errors of its own
         if isinstance(error, FileNotFoundError):
             raise FileNotFoundError(errno.ENOENT, 'No such object', str(path)) from error
+        if isinstance(error, StorageError):
+            raise
         store.clear_instance_cache()  # the next try connects anew
-        if isinstance(error, PermissionError):
-            raise PermissionError(errno.EACCES, str(error), str(path)) from error
+        if isinstance(error, PermissionError) or re.search('Credential|Authenticat|Unauthorized', type(error).__name__):
+            raise StorageError(f'{path} cannot be read: {error}. Look at the credentials and permissions (docs/loading.md)') from error
         raise _failure(path, error) from error
 
 

@@ -75,7 +75,10 @@ class ImageFolder(ReplaceBadFiles, remote.RemoteRoot, BaseDataset):
 
     def listed_remotely(self):
         """The same of a folder in a store, hidden names left out."""
-        names = patiently(lambda: remote.find(self.folder), self.folder)
+        try:
+            names = patiently(lambda: remote.find(self.folder), self.folder)
+        except FileNotFoundError as error:
+            raise DataError(f'{self.folder} does not exist: set data_root to the folder of your images') from error
         images = [name for name in names if name.lower().endswith(self.extensions) and not f'/{name}'.count('/.')]
         if not images:
             raise DataError(

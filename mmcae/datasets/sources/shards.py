@@ -261,6 +261,7 @@ class ShardReader:
     """
 
     MAX_OPEN = 64  # files at a time, for each process
+    AHEAD = 4 * 2**20  # bytes that are read in advance from a store, where images are read one after the other
 
     def __init__(self, folder: str | Path):
         self.folder = folder if remote.is_remote(folder) else Path(folder)
@@ -286,12 +287,13 @@ class ShardReader:
                 raise DataError(f'{index} lists {len(parts[-1])} images, but {shard["images"]} were packed: copy it again')
         self.index = ShardIndex.join(parts)
         self.files: OrderedDict[int, int] = OrderedDict()
+        self.next, self.ahead = None, None  # the image after the last one that was read, and what was read in advance
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     def __getstate__(self):
-        return dict(vars(self), files=OrderedDict())  # a file descriptor means nothing in another process
+        return dict(vars(self), files=OrderedDict(), next=None, ahead=None)  # a file descriptor means nothing in another process
 
     def path(self, i: int) -> str:
         """The path that image i had below the source folder."""
@@ -319,8 +321,7 @@ class ShardReader:
 
         def read():
             if remote.is_remote(self.folder):
-                begin = int(self.index.offset[i])
-                return remote.read(self.file(self.names[shard]), begin, begin + size)
+                return self.read_remotely(i, shard, int(self.index.offset[i]), size)
             try:
                 return os.pread(self.descriptor(shard), size, int(self.index.offset[i]))
             except OSError:
@@ -336,6 +337,18 @@ class ShardReader:
                 f'{self.place(i)}: the shard is damaged, the bytes are not those that were packed. Copy it again; '
                 f'mmcae pack --verify {self.folder} finds all damage'
             )
+        return data
+
+    def read_remotely(self, i: int, shard: int, begin: int, size: int) -> bytes:
+        """The bytes of image i in a store: alone, or with those behind it where it follows the image that was read before."""
+        from fsspec.caching import ReadAheadCache
+
+        file = self.file(self.names[shard])
+        follows = i == self.next and i != self.first[shard]
+        if not follows:
+            self.ahead = ReadAheadCache(self.AHEAD, lambda start, end: remote.read(file, start, end), self.sizes[shard])
+        data = self.ahead._fetch(begin, begin + size) if follows else remote.read(file, begin, begin + size)
+        self.next = i + 1
         return data
 
     def descriptor(self, shard: int) -> int:
