@@ -69,7 +69,8 @@ def make_plan(cfg, args) -> dict:
     if cfg.get('default_scope') in compat.LIBRARIES:
         compat.require(cfg.default_scope)
     batch = cfg.train_dataloader.batch_size
-    costs = count_costs(cfg, (max(1, batch // 4), max(2, batch // 2)))
+    small = max(2, batch // 4)  # batch norms cannot train on one image
+    costs = count_costs(cfg, (small, 2 * small))
     memory, rate = GPUS[args.gpu]
     capacity = memory * 1e9 * USABLE
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)

@@ -95,3 +95,9 @@ def test_refused(repository, capsys, arguments, message):
         run_command('plan', [str(repository / 'configs/digits/cae_pixels_vit-digits.py'), *arguments], 'mmcae plan')
     assert error.value.code == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_batch_of_two_with_batch_norms(repository):
+    """Memory is counted for batches that batch norms can train on."""
+    cfg = load_config(repository / 'configs/digits/upernet_vit-digits.py', ['train_dataloader.batch_size=2'])
+    assert make_plan(cfg, SimpleNamespace(**FULL))['largest_batch'] > 2
