@@ -166,7 +166,7 @@ def _explain_failing_storage(error):
     name = getattr(error, 'filename', None)
     if not may_pass(error) or name is None and getattr(error, 'errno', errno.ENOMEM) not in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
         return None
-    return f'{f"{name}: " if name else ""}{cause(error)}. {remedy(error)}'
+    return f'{f"{name}: " if name else ""}{cause(error)}. {remedy(error, name or "")}'
 
 
 def _explain_unknown_type(error):

@@ -301,4 +301,4 @@ def test_without_the_tokenizer_the_run_stops_with_one_message(run_tool, image_fo
     assert code == 2 and 'Traceback' not in output, output
     message = output.strip().splitlines()[-1]
     assert message.startswith('error: ') and f'{tmp_path}/dalle_encoder.pth' in message
-    assert 'python tools/model_converters/convert.py encoder.pkl' in message
+    assert 'mmcae convert encoder.pkl' in message

@@ -215,7 +215,7 @@ def test_names_are_those_within_the_folder(image_folder, tmp_path):
     [
         (
             lambda folder: (folder / 'store.json').unlink(),
-            'There is no .*store.json: make it with tools/dataset_converters/store_tokens.py',
+            'There is no .*store.json: make it with mmcae tokens',
         ),
         (lambda folder: (folder / 'store.json').write_text('{'), 'store.json cannot be read'),
         (lambda folder: (folder / 'store.json').write_text('{"images": 8}'), 'version 1 of the layout.*reads version 2.*make it again'),
