@@ -56,9 +56,7 @@ def check_all(args, out):
     state, known = digest(packages['wheel']), read_rows(out / 'rows.jsonl')
     rows = []
     for python in find_pythons() if args.pythons == ['all'] else args.pythons:
-        version = subprocess.run(
-            [python, '-c', 'import platform; print(platform.python_version())'], capture_output=True, text=True, check=True
-        )
+        version = subprocess.check_output([python, '-c', 'import platform; print(platform.python_version())'], text=True).strip()
         for kind, stack in ((kind, stack) for kind in args.kinds for stack in args.stacks):
             key = dict(environment=f'{kind}, {stack}', python=version, state=state)
             row = known.get(tuple(key.values()))
