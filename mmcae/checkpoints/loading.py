@@ -113,6 +113,8 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
 
 def own_model(weights: Weights, encoder: nn.Module) -> str:
     """A sentence that names the model of timm which the weights are of, where it is known and another one than the encoder."""
+    if not weights.is_vit:
+        return ''
     try:
         arguments = dict(weights.timm_model().arguments)
     except CheckpointError:

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from mmcae.models import CAEv2, TimmEncoder
+from mmcae.models import CAEv2, CAEViT, TimmEncoder
 from mmcae.utils.errors import CheckpointError, ConfigError
 
 SMALL = dict(depth=2, embed_dim=32, num_heads=2)
@@ -201,6 +201,14 @@ def test_weights_of_another_model(tmp_path, saved, built):
     size = 2 * MODELS[built]['img_size']
     with pytest.raises(CheckpointError, match=rf'By its tensors it is {saved}: set model_name=.{saved}.* in the encoder\.$'):
         make(built, img_size=size, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'vit.pth'))).init_weights()
+
+
+def test_weights_of_caes_own_encoder(tmp_path):
+    """They are described as no model of timm."""
+    encoder = CAEViT(arch=dict(embed_dims=32, num_layers=2, num_heads=2), img_size=64)
+    torch.save(dict(state_dict=encoder.state_dict(), meta=dict(encoder=encoder.spec.to_dict())), tmp_path / 'cae.pth')
+    with pytest.raises(CheckpointError, match=r'does not fit this TimmEncoder .* missing: vit.blocks.0.attn.qkv.bias'):
+        make('vit_small_patch16_224', init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'cae.pth'))).init_weights()
 
 
 @pytest.mark.parametrize('name', ['vit_small_patch14_reg4_dinov2', 'vit_small_patch16_dinov3', 'vit_base_patch16_clip_quickgelu_224'])
