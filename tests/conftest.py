@@ -3,8 +3,10 @@
 OpenMP gets one thread here and in every process the tests start: on tiny models its threads only wait for each other.
 """
 
+import itertools
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ import sys
 from pathlib import Path
 
 os.environ['OMP_NUM_THREADS'] = '1'
+os.environ['GLOO_SOCKET_IFNAME'] = 'lo'  # gloo would look up the machine's own name, which a network may answer late or wrongly
 os.environ.pop('PYTHONUNBUFFERED', None)  # the order of output and errors is to be right without it
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell that runs the tests in its background has all their processes ignore it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -135,7 +138,24 @@ def tool_server():
 
 
 @pytest.fixture(scope='session')
-def fork_tool(tool_server, tmp_path_factory):
+def free_port():
+    """Choose a port that nothing listens to, as a string: `free_port()`.
+
+    It lies below those that Linux gives to connections and to servers without a port of their own, and each worker of pytest has numbers of
+    its own: nothing takes it in the seconds until processes meet there.
+    """
+    worker = int(os.environ.get('PYTEST_XDIST_WORKER', 'gw0').removeprefix('gw'))
+    numbers = itertools.count(10_000 + worker % 10 * 1_000 + secrets.randbelow(700))
+
+    def is_free(port):
+        with socket.socket() as probe:
+            return probe.connect_ex(('127.0.0.1', port)) != 0
+
+    return lambda: str(next(filter(is_free, numbers)))
+
+
+@pytest.fixture(scope='session')
+def fork_tool(tool_server, free_port, tmp_path_factory):
     """Run a Python tool like `run_tool`, but ten times faster, because the libraries are imported already.
 
     With `processes` above 1 it runs as so many ranks over gloo, as under torchrun; a function of the rank as `env` gives each its own
@@ -143,7 +163,7 @@ def fork_tool(tool_server, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp('outputs')
 
-    def run(tool, *arguments, env=None, processes=1, timeout=120, cwd=ROOT):
+    def run(tool, *arguments, env=None, processes=1, timeout=300, cwd=ROOT):
         ranks = []
         port = free_port()
         for rank in range(processes):
@@ -162,13 +182,6 @@ def fork_tool(tool_server, tmp_path_factory):
         return next((code for code in codes if code), 0), output
 
     return run
-
-
-def free_port():
-    """The number of a port that nothing listens to, as a string."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture

@@ -127,7 +127,7 @@ def check_tool(tool, *arguments):
 
 @functools.cache
 def help_of(tool):
-    result = subprocess.run([sys.executable, ROOT / tool, '--help'], capture_output=True, text=True, timeout=120)
+    result = subprocess.run([sys.executable, ROOT / tool, '--help'], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

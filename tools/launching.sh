@@ -75,7 +75,7 @@ start_by_srun() {
     check_number TASKS_PER_NODE "$tasks" 1
     local resources=(--ntasks="$gpus" --ntasks-per-node="$tasks" --cpus-per-task="${CPUS_PER_TASK:-5}")
     if [ "$gpus_per_node" -gt 0 ]; then resources+=(--gres="gpu:$gpus_per_node"); fi
-    export MASTER_PORT=${PORT:-$((20000 + RANDOM % 20000))} # the same for all tasks: srun passes the environment on
+    export MASTER_PORT=${PORT:-$((20000 + RANDOM % 12000))} # below those that Linux gives to connections; srun passes it on to all tasks
     check_number PORT "$MASTER_PORT" 1 65535
     command -v srun >/dev/null || refuse 'srun is not in PATH: this machine has no Slurm, start by dist_train.sh or dist_test.sh'
     check_config "$2"

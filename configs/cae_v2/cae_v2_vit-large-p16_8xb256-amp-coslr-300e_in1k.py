@@ -8,6 +8,10 @@ latent = dict(embed_dims=1024, num_heads=16, layer_scale_init_value=1e-5)
 model = dict(
     backbone=dict(arch='large', layer_scale_init_value=1e-5),
     regressor=dict(in_dims=1024, **latent),
-    target_generator=dict(checkpoint='data/teachers/ViT-L-14.pt', model=dict(img_size=196)),  # 14x14 patches of 14
+    # 14x14 patches of 14. The other sizes are those of the file: without it they are needed to plan (mmcae plan).
+    target_generator=dict(
+        checkpoint='data/teachers/ViT-L-14.pt',
+        model=dict(img_size=196, patch_size=14, embed_dim=1024, depth=24, num_heads=16, num_classes=768),
+    ),
     weight_init='beit',
 )

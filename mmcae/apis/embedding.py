@@ -20,10 +20,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..checkpoints import weights_checksum
+from ..datasets.requested_batch import requested_batch
 from ..datasets.sources.bad_files import printable
-from ..datasets.sources.shards import MANIFEST
+from ..datasets.sources.shards import MANIFEST, size_of
 from ..datasets.transforms.loading import read_image
 from ..registry import DATASETS
+from ..utils import remote
 from ..utils.errors import ConfigError, DataError, StorageError
 from ..utils.files import atomic_file, write_file
 from ..utils.locks import LOCK, locked
@@ -128,9 +130,9 @@ def check_arguments(out: Path, features: list[str], batch_size: int, workers: in
 
 def open_folder(folder: str | Path, list_file: str | Path | None):
     """The data set of a folder's images, or of those that a list names."""
-    packed = (Path(folder) / MANIFEST).exists()
+    packed = size_of(remote.join(folder, MANIFEST)) is not None
     kind = dict(type='mmcae.PackedImages') if packed else dict(type='mmcae.ImageFolder')
-    listed = {} if list_file is None else dict(ann_file=str(Path(list_file).absolute()))
+    listed = {} if list_file is None else dict(ann_file=str(list_file if remote.is_remote(list_file) else Path(list_file).absolute()))
     return DATASETS.build(dict(kind, data_root=str(folder), **listed, pipeline=[], test_mode=True))
 
 
@@ -167,6 +169,10 @@ class Images(Dataset):
             raise
         except DataError as error:
             return row, None, (printable(info['img_path']), printable(str(error)))
+
+    def __getitems__(self, rows: list[int]):
+        with requested_batch(self.source, rows):
+            return [self[row] for row in rows]
 
 
 def collate(items: list) -> tuple[list[int], Tensor | None, list]:

@@ -1,45 +1,24 @@
 """A training step without numbers: tensors have shapes, dtypes and devices, and no memory. For planning, and for finding waits."""
 
-import sys
 from contextlib import contextmanager
-from pathlib import Path
+from math import ceil
 
+import numpy as np
 import torch
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..registry import MODELS, TRANSFORMS
 from ..utils.errors import ConfigError
+from .fake_device import CopiesOfTensors, HostAndDevice, fake_on, operators_of_mmcv
 
-PACKAGE, TORCH = Path(__file__).resolve().parents[1], Path(torch.__file__).parent
 UNSEEN = ('normal_', 'uniform_', 'trunc_normal_', 'erfinv_', 'mul_', 'add_', 'clamp_', 'zero_', 'fill_')  # of initialisation
 LARGE = 4096  # elements from which a parameter is left uninitialised
-# Where a training step waits for a number that a device computes, and what is read here; of a selection, all there is.
-READS = {
-    ('engine/amp.py', 'update_params'): 1.0,  # the norm of the gradients, for the log, when the update is under way
-    ('mmengine/optim/optimizer/optimizer_wrapper.py', '_clip_grad'): 1.0,  # the same in float32, before the update
-    ('mmpretrain/models/losses/utils.py', 'convert_to_one_hot'): 0,  # the largest label, which mmpretrain's label smoothing checks
-    ('mmseg/models/losses/accuracy.py', 'accuracy'): None,  # the pixels that are not ignored, for the log
-    ('models/targets/quantizer.py', 'forward'): 1,  # whether a tokenizer was trained, in the first step alone
-    ('models/targets/quantizer.py', 'learn'): 0,  # whether codes are dead, while a tokenizer is trained: then others take their places
-    ('models/targets/teacher.py', 'check_lengths'): 0,  # whether a teacher gives zero vectors, in the first step alone
-}
-
-
-class Wait(Exception):
-    """The host would have to wait for a number that a device computes.
-
-    Attributes:
-        site: The nearest function outside torch: (file, relative to mmcae or to where libraries are; name).
-    """
-
-    def __init__(self, site: tuple[str, str]):
-        super().__init__(f'{site[1]} in {site[0]} reads a number that the device computes: the step waits for it')
-        self.site = site
+OBJECTS = 8  # in an image for a detector; COCO's have 7.3 on average
 
 
 class Uninitialised(TorchDispatchMode):
@@ -58,88 +37,6 @@ class Uninitialised(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-class HostAndDevice(TorchDispatchMode):
-    """Real tensors are those of the host, fake ones those of a device. Operations on real tensors alone are done for real.
-
-    Args:
-        fake: The mode of the fake tensors, which is entered before this one.
-        device: Where the fake tensors are.
-
-    Raises:
-        Wait: A number of a fake tensor is read where `READS` has no entry.
-    """
-
-    def __init__(self, fake: FakeTensorMode, device: torch.device):
-        super().__init__()
-        self.fake, self.device = fake, device
-        self.reads = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        fake = [tensor for tensor in tensors if isinstance(tensor, FakeTensor)]
-        if tensors and not fake:
-            with unset_fake_temporarily():
-                outputs = func(*args, **kwargs)
-            return tree_map(lambda output: fake_on(self, output) if is_on(output, self.device) else output, outputs)
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return self.read()
-        if func is torch.ops.aten.index.Tensor and any(selects(index) for index in args[1]):
-            self.read()
-            args = (args[0], [part for index in args[1] for part in (everywhere(index) if selects(index) else [index])])
-        try:
-            return func(*args, **kwargs)
-        except DynamicOutputShapeException as error:
-            raise Wait(calling_site()) from error
-
-    def read(self) -> float | None:
-        """What a read of a fake tensor gives."""
-        site = calling_site()
-        if site not in READS:
-            raise Wait(site)
-        self.reads.append(site)
-        return READS[site]
-
-
-def is_on(value, device: torch.device) -> bool:
-    """Whether a value is a tensor of a device that is not the host."""
-    return isinstance(value, Tensor) and value.device.type == device.type != 'cpu'
-
-
-def fake_on(mode: HostAndDevice, tensor: Tensor) -> FakeTensor:
-    """A fake tensor like a real one, on the mode's device."""
-    with mode.fake:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=mode.device)
-
-
-def selects(index) -> bool:
-    """Whether an index is a mask, so that the host has to know how many of its elements are set."""
-    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
-
-
-def everywhere(mask: Tensor) -> list[Tensor]:
-    """A mask whose elements are all set, as one index for each of its dimensions."""
-    return [mask.new_zeros(mask.numel(), dtype=torch.int64) for _ in mask.shape]
-
-
-def calling_site() -> tuple[str, str]:
-    """File and name of the innermost function outside torch, this file and other modes of dispatch."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        path = Path(frame.f_code.co_filename)
-        inside = path == Path(__file__) or TORCH in path.parents or frame.f_code.co_name == '__torch_dispatch__'
-        if not inside and path.suffix == '.py':
-            break
-        frame = frame.f_back
-    path = Path(frame.f_code.co_filename)
-    if PACKAGE in path.parents:
-        return path.relative_to(PACKAGE).as_posix(), frame.f_code.co_name
-    return path.as_posix().split('site-packages/')[-1], frame.f_code.co_name
-
-
-# ---------------------------------------------------------------- models and batches of a config
-
-
 class FakeTraining:
     """A config's model, optimizer and batch, on a device that is not there.
 
@@ -147,15 +44,15 @@ class FakeTraining:
         cfg (Config): Of a training, as :func:`mmcae.utils.configs.loading.load_config` reads it. Checkpoints that it names are not read.
         batch_size: Images of a batch; the config's by default.
         device: 'cpu' knows mixed precision, and does not tell what a step moves to the device apart from the host's. 'meta' has no
-            autocast, finds every wait, and refuses operations on tensors of host and device as CUDA does. 'cuda' needs a build of torch
-            with CUDA, and knows the forward pass alone.
+            autocast, finds every wait, refuses operations on tensors of host and device as CUDA does, and takes no detectors, because
+            mmengine does not know its tensors as indices. 'cuda' needs a build of torch with CUDA, and knows the forward pass alone.
 
     Attributes:
         model (nn.Module): Its parameters and buffers are fake.
         batch (dict): As a dataloader gives it: real tensors.
 
     Raises:
-        ConfigError: There is no batch for such a model: detectors choose by numbers what they compute.
+        ConfigError: There is no batch for such a model, or its pipeline does not say how large images are.
     """
 
     def __init__(self, cfg, batch_size: int | None = None, device: str = 'cpu'):
@@ -207,7 +104,7 @@ class FakeTraining:
     @contextmanager
     def active(self):
         """The context in which fake tensors compute."""
-        with self.fake, self.host:
+        with self.fake, self.host, CopiesOfTensors(self.host), operators_of_mmcv(self.host):
             yield self
 
     def step(self):
@@ -241,22 +138,25 @@ def make_batch(cfg, model: nn.Module, batch_size: int) -> dict:
     if isinstance(model, TrainableTokenizer):
         from mmpretrain.structures import DataSample
 
-        size = transform_of(cfg, 'size', default=224)
-        return dict(inputs=images(model.in_channels or 3, size, size), data_samples=[DataSample() for _ in range(batch_size)])
+        return dict(inputs=images(model.in_channels or 3, *image_size(cfg)), data_samples=[DataSample() for _ in range(batch_size)])
     if 'BaseClassifier' in bases:
         from mmpretrain.structures import DataSample
 
         samples = [DataSample().set_gt_label(index % model.head.num_classes) for index in range(batch_size)]
-        return dict(inputs=images(model.backbone.spec.in_channels, *view_size(model.backbone)), data_samples=samples)
+        spec = getattr(model.backbone, 'spec', None)  # of mmcae's encoders
+        size = largest_size(training_pipeline(cfg)) or (view_size(model.backbone) if spec else image_size(cfg))
+        return dict(inputs=images(spec.in_channels if spec else 3, *size), data_samples=samples)
     if 'BaseSegmentor' in bases:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
-        size = model.data_preprocessor.size
+        size = model.data_preprocessor.size or image_size(cfg, model.data_preprocessor.size_divisor or 1)
         labels = PixelData(data=torch.zeros(1, *size, dtype=torch.int64))
         samples = [SegDataSample(gt_sem_seg=labels.clone(), metainfo=dict(img_shape=size)) for _ in range(batch_size)]
         return dict(inputs=list(images(3, *size)), data_samples=samples)
-    raise ConfigError(f'{type(model).__name__} cannot be planned without data: what it computes depends on the objects of the images')
+    if 'BaseDetector' in bases:
+        return detection_batch(cfg, model, images)
+    raise ConfigError(f'{cfg.filename}: there is no batch for a {type(model).__name__}')
 
 
 def pretraining_batch(cfg, model, images) -> dict:
@@ -273,17 +173,74 @@ def pretraining_batch(cfg, model, images) -> dict:
     return dict(inputs=views, data_samples=[DataSample(mask=mask) for mask in masks])
 
 
-def transform_of(cfg, key: str, default=None):
-    """The first transform of the training pipeline that has an argument: itself for 'grid', else the argument's value."""
+def detection_batch(cfg, model, images) -> dict:
+    """Images of the largest size that the config's pipeline gives, as they are padded, with `OBJECTS` objects each."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.mask import BitmapMasks
+    from mmengine.structures import InstanceData
+
+    height, width = size = image_size(cfg, model.data_preprocessor.pad_size_divisor)
+    corners = torch.arange(OBJECTS)[:, None] / (2 * OBJECTS) * torch.tensor([width, height])
+    boxes = torch.cat([corners, corners + torch.tensor([width, height]) / 4], dim=1)
+    masks = np.zeros((OBJECTS, height, width), dtype=np.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
+        mask[top:bottom, left:right] = 1
+    meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+
+    def sample():
+        objects = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(OBJECTS, dtype=torch.int64), masks=BitmapMasks(masks, *size))
+        return DetDataSample(gt_instances=objects, ignored_instances=InstanceData(bboxes=boxes[:0], labels=torch.zeros(0)), metainfo=meta)
+
+    inputs = list(images(3, *size))
+    return dict(inputs=inputs, data_samples=[sample() for _ in inputs])
+
+
+def image_size(cfg, divisor: int = 1) -> tuple[int, int]:
+    """Pixels (h, w) of the largest images that the training pipeline gives, padded to multiples of a number.
+
+    Raises:
+        ConfigError: No transform names a size.
+    """
+    size = largest_size(training_pipeline(cfg))
+    if size is None:
+        raise ConfigError(f'{cfg.filename}: no transform of the training pipeline says how large images become (scale, scales, crop_size)')
+    return tuple(ceil(side / divisor) * divisor for side in size)
+
+
+def largest_size(transforms) -> tuple[int, int] | None:
+    """Pixels (h, w) of the largest images that transforms give: of the last that names a size; None where none does."""
+    size = None
+    for transform in transforms:
+        if 'transforms' in transform:
+            choices = [largest_size(choice if isinstance(choice, (list, tuple)) else [choice]) for choice in transform['transforms']]
+            size = max(filter(None, choices), key=np.prod, default=size)
+            continue
+        if 'relative' in transform.get('crop_type', ''):  # a share of the image, which may be all of it
+            continue
+        values = next((transform[key] for key in ('crop_size', 'scales', 'scale', 'size') if transform.get(key)), None)
+        if isinstance(values, int):
+            values = (values, values)
+        if values:
+            pairs = [values] if isinstance(values[0], (int, float)) else values
+            most = max(transform.get('ratio_range', [1])) if 'scale' in transform else 1
+            size = max((tuple(int(side * most) for side in reversed(pair)) for pair in pairs), key=np.prod)
+    return size
+
+
+def transform_of(cfg, key: str) -> dict:
+    """The first transform of the training pipeline that has an argument."""
+    for transform in training_pipeline(cfg):
+        if key in transform:
+            return transform
+    raise ConfigError(f'{cfg.filename}: no transform of the training pipeline has {key!r}, such as mmcae.BlockMaskGenerator')
+
+
+def training_pipeline(cfg) -> list:
+    """The transforms of the training images."""
     dataset = cfg.train_dataloader.dataset
     while 'pipeline' not in dataset and 'dataset' in dataset:
         dataset = dataset.dataset
-    for transform in dataset.get('pipeline', ()):
-        if key in transform:
-            return transform if default is None else transform[key]
-    if default is None:
-        raise ConfigError(f'{cfg.filename}: no transform of the training pipeline has {key!r}, such as mmcae.BlockMaskGenerator')
-    return default
+    return dataset.get('pipeline', [])
 
 
 def view_size(encoder) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from mmengine.device import get_device
 from torch import nn
 
 from ..checkpoints import ViewSpec
+from ..checkpoints.weights import Weights
 from ..models import Encoder
 from ..utils.errors import ConfigError, DataError
 from .images import ImageLike, list_images, load_image
@@ -104,7 +105,7 @@ def evaluating(encoder: nn.Module, device: str | torch.device | None = None) -> 
 
 
 def load_encoder_and_view(
-    source: str | Path | Mapping | Encoder,
+    source: str | Path | Mapping | Weights | Encoder,
     img_size: int | tuple[int, int] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -122,7 +123,7 @@ def load_encoder_and_view(
     elif isinstance(source, nn.Module):
         own = ', such as its `backbone`' if isinstance(getattr(source, 'backbone', None), Encoder) else ''
         raise ConfigError(f'Features come from a checkpoint or an encoder; got a {type(source).__name__}: give its encoder{own}')
-    elif not isinstance(source, Mapping | str | Path):
+    elif not isinstance(source, Mapping | str | Path | Weights):
         raise ConfigError(f'Features come from a checkpoint or an encoder; got a {type(source).__name__}')
     else:
         encoder = load_encoder(source, **settings)

@@ -5,19 +5,19 @@ from pathlib import Path
 
 from .. import checkpoints
 from ..checkpoints import load_strictly, read_weights
-from ..checkpoints.weights import count_blocks, unknown_heads
+from ..checkpoints.weights import Weights, count_blocks, unknown_heads
 from ..models import CAE, CAEv2, Encoder
 from ..registry import MODELS
 from ..utils.errors import CheckpointError
 
 
 def load_cae(
-    source: str | Path | Mapping, num_heads: int | None = None, decoder_num_heads: int | None = None, prefix: str = ''
+    source: str | Path | Mapping | Weights, num_heads: int | None = None, decoder_num_heads: int | None = None, prefix: str = ''
 ) -> CAE | CAEv2:
     """Build the whole pretraining model, CAE or CAE v2, from a checkpoint of mmcae, the authors or mmpretrain.
 
     Args:
-        source: Path, or a checkpoint's content, or a state dict.
+        source: Path, or a checkpoint's content, or a state dict, or what `mmcae.checkpoints.read_weights` has read.
         num_heads: Heads of the encoder, where neither the checkpoint nor the rules of its layout tell.
         decoder_num_heads: Heads of regressor and decoder, likewise.
         prefix: What stands before the model's names, in a file that has several.
@@ -33,9 +33,11 @@ def load_cae(
     head = 'predictor.fc.weight' if weights.is_v2 else 'decoder.head.weight'
     missing = [key for key in ('regressor.mask_token', 'regressor.blocks.0.attn.q_bias', head) if key not in state]
     if missing:
-        raise CheckpointError(f'{weights.origin} has no {", ".join(missing)}: it holds an encoder alone, use load_encoder')
+        alone = not any(key.startswith(('regressor.', 'decoder.', 'predictor.')) for key in state)
+        why = 'it holds an encoder alone' if alone else 'the rest of the model is incomplete; for its encoder alone'
+        raise CheckpointError(f'{weights.origin} has no {", ".join(missing)}: {why}, use load_encoder')
     if spec.num_heads is None:
-        raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, 'num_heads=')
+        raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, 'num_heads')
     common = dict(
         embed_dims=state['regressor.mask_token'].shape[-1],
         num_heads=weights.decoder_heads(decoder_num_heads),
@@ -64,12 +66,13 @@ def load_cae(
 
 
 def load_encoder(
-    source: str | Path | Mapping, num_heads: int | None = None, prefix: str = '', norm: str | None = None, **settings
+    source: str | Path | Mapping | Weights, num_heads: int | None = None, prefix: str = '', norm: str | None = None, **settings
 ) -> Encoder:
     """Build an encoder from any checkpoint that has one: CAE's and BEiT's as CAEViT, the ViTs of others as TimmEncoder.
 
     Args:
-        source: Path of a file, or of a folder of Hugging Face's; or a checkpoint's content, or a state dict.
+        source: Path of a file, or of a folder of Hugging Face's; or a checkpoint's content, or a state dict, or what
+            `mmcae.checkpoints.read_weights` has read.
         num_heads: Heads, where neither the checkpoint nor the rules of its layout tell.
         prefix: What stands before the encoder's names, in a file that has several, such as 'teacher.backbone.'.
         norm: Which of two final norms is the encoder's, such as 'norm' or 'fc_norm'.

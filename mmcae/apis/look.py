@@ -110,12 +110,13 @@ def load_shown(path: str | Path, config: str | Path | None = None, num_heads: in
         CheckpointError: It holds no encoder, or is not of this config.
         ConfigError: The config describes neither CAE nor CAE v2.
     """
-    encoder, view = load_encoder_and_view(path, **({} if num_heads is None else dict(num_heads=num_heads)))
+    weights = read_weights(path)
+    encoder, view = load_encoder_and_view(weights, **({} if num_heads is None else dict(num_heads=num_heads)))
     shown = Shown(encoder.eval(), view)
-    if 'regressor.mask_token' in read_weights(path).state:
-        shown.model = load_cae(path, num_heads, decoder_num_heads).eval()
+    if 'regressor.mask_token' in weights.state:
+        shown.model = load_cae(weights, num_heads, decoder_num_heads).eval()
     if config is not None:
-        shown.pretrained = load_pretrained(config, path)
+        shown.pretrained = load_pretrained(config, weights)
     return shown
 
 

@@ -1,7 +1,7 @@
 """What a training step of a config costs: multiply-adds and memory, counted on fake tensors."""
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..utils.errors import ConfigError
+from .fake_device import Wait
 from .fake_training import FakeTraining
 
 # Memory in 10^9 bytes, and dense matrix products in bfloat16 (V100: float16) in 10^12 operations a second, from NVIDIA's data sheets.
@@ -77,6 +79,8 @@ class Costs:
         step: Multiply-adds of an image in a whole training step, backward pass included.
         weights, optimizer, gradients: Bytes of parameters and buffers, of the optimizer's state, of all gradients.
         at_peak: Batch size -> bytes at most.
+        image_size: Pixels (h, w) of the images; the largest that the pipeline of a detector gives.
+        objects: In an image, for a detector; None for other models.
     """
 
     parameters: dict[str, int]
@@ -86,6 +90,8 @@ class Costs:
     optimizer: int
     gradients: int
     at_peak: dict[int, int]
+    image_size: tuple[int, int]
+    objects: int | None = None
 
     @property
     def line(self) -> tuple[float, float]:
@@ -98,6 +104,18 @@ class Costs:
     def floor(self) -> int:
         """Bytes that are there whatever the batch: weights, optimizer's state and, at the update, gradients."""
         return self.weights + self.optimizer + self.gradients
+
+    def shared_out(self, processes: int) -> 'Costs':
+        """The costs where processes share out what is trained (FSDP), without the blocks that they gather for a while."""
+        rest = 1 - 1 / processes
+        saved = rest * (self.gradients + self.optimizer)  # parameters are as large as gradients; these may be absent at the peak
+        return replace(
+            self,
+            weights=self.weights - rest * self.gradients,
+            optimizer=self.optimizer / processes,
+            gradients=self.gradients / processes,
+            at_peak={batch_size: peak - saved for batch_size, peak in self.at_peak.items()},
+        )
 
     def peak(self, batch_size: int) -> float:
         """Bytes at most for a batch size."""
@@ -113,13 +131,27 @@ class Costs:
 def count_costs(cfg, batch_sizes: tuple[int, int] = (8, 16)) -> Costs:
     """Count what a training step costs, in the precision that a CPU would compute it in by this config.
 
+    What a detector computes depends on the images. Counted are `rpn_proposal.max_per_img` proposals of an image, as many RoIs as a sampler
+    takes (`num`), of which `pos_fraction` are positives with masks, and the RoIs spread evenly over the maps of the pyramid.
+
     Args:
         cfg (Config): Of a training; set `optim_wrapper.dtype` for mixed precision.
         batch_sizes: For which memory is counted.
 
     Raises:
-        ConfigError: See :class:`.fake_training.FakeTraining`.
+        ConfigError: See :class:`.fake_training.FakeTraining`; or the step reads a number that data decide, and that no list has.
     """
+    try:
+        return count(cfg, batch_sizes)
+    except Wait as wait:
+        raise ConfigError(
+            f'{cfg.filename} cannot be planned: {wait.site[1]} in {wait.site[0]} reads a number that data decide; '
+            'mmcae train CONFIG --dry-run measures a step'
+        ) from wait
+
+
+def count(cfg, batch_sizes: tuple[int, int]) -> Costs:
+    """`count_costs`, which stops where a number is read."""
     at_peak = {}
     for batch_size in batch_sizes:
         fake = FakeTraining(cfg, batch_size)
@@ -129,6 +161,7 @@ def count_costs(cfg, batch_sizes: tuple[int, int] = (8, 16)) -> Costs:
                 fake.step()
         at_peak[batch_size] = memory.peak
     model, optimizer = fake.model, fake.optim_wrapper.optimizer
+    images, sample = fake.batch['inputs'], fake.batch['data_samples'][0]
     multiply_adds, step = count_multiply_adds(cfg)
     return Costs(
         parameters={name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()},
@@ -138,6 +171,8 @@ def count_costs(cfg, batch_sizes: tuple[int, int] = (8, 16)) -> Costs:
         optimizer=sum(bytes_of(value) for value in tree_leaves(list(optimizer.state.values()))),
         gradients=sum(bytes_of(parameter) for parameter in model.parameters() if parameter.requires_grad),
         at_peak=at_peak,
+        image_size=tuple(images[0].shape[-2:]),
+        objects=len(sample.gt_instances) if 'gt_instances' in sample else None,
     )
 
 

@@ -11,6 +11,7 @@ from mmengine.utils import to_2tuple
 from PIL import Image
 from torch import Tensor
 
+from ..checkpoints.weights import Weights
 from ..datasets.transforms import RandomMaskGenerator
 from ..models import CAE, CAEv2
 from ..models.targets import Target, Teacher
@@ -44,7 +45,7 @@ class Reconstruction:
     accuracy: float | None
 
 
-def load_pretrained(config: str | Path, checkpoint: str | Path) -> CAE | CAEv2:
+def load_pretrained(config: str | Path, checkpoint: str | Path | Weights) -> CAE | CAEv2:
     """The pretraining model of a config, tokenizer included, with the weights of a checkpoint (mmcae's, the authors', mmpretrain's).
 
     Raises:
@@ -118,7 +119,7 @@ def reconstruct(
 def predicted_targets(model: CAE | CAEv2, images: Tensor, flags: Tensor) -> Tensor:
     """What a model predicts of the masked patches of one image (1, C, H, W), flags bool (1, N): (m, num_outputs)."""
     found = model.predict(images, flags)
-    return found['logits'][0] if isinstance(model, CAE) else found['prediction'][0, 1:][flags[0]]
+    return found['logits'][0] if isinstance(model, CAE) else found['prediction'][0, model.num_cls :][flags[0]]
 
 
 def draw_targets(tokenizer: Target, targets: Sequence[Tensor], reference: Tensor, grid: tuple[int, int], side: int) -> list[np.ndarray]:

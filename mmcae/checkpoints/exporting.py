@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from torch import nn
 
 from ..utils.errors import CheckpointError
 from .reading import StateDict
@@ -123,3 +124,14 @@ def refuse(parts: Mapping, tool: str):
     found = [name for name, present in parts.items() if present]
     if found:
         raise CheckpointError(f'{tool} cannot express this encoder: it has {" and ".join(found)}')
+
+
+def unusual_blocks(encoder: nn.Module) -> dict[str, bool]:
+    """What the blocks of a TimmEncoder have that ViTs of other tools have not, for :func:`refuse`; their names can be the same."""
+    block = encoder.blocks[0]
+    kind, attention = type(block).__name__, type(getattr(block, 'attn', None)).__name__
+    return {
+        f"timm's {kind}s in place of a norm and an attention, a norm and an MLP": kind not in ('Block', 'EvaBlock'),
+        f"timm's {attention}": kind in ('Block', 'EvaBlock') and attention not in ('Attention', 'AttentionRope', 'EvaAttention'),
+        'norms inside attentions or MLPs': any('.attn.norm.' in key or '.mlp.norm.' in key for key in encoder.state_dict()),
+    }

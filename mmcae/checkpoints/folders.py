@@ -1,6 +1,7 @@
 """Folders of released models: config.json, the weights in one file or in several, and how images are prepared."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 from ..utils.errors import CheckpointError
 
 WEIGHTS = ('model.safetensors', 'pytorch_model.bin', 'open_clip_model.safetensors')
-INDEX = 'model.safetensors.index.json'
+INDEXES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
+PIECE = re.compile(r'-\d{5}-of-(\d{5})\.(safetensors|bin)$')
+VARIANT = re.compile(r'(?:model|pytorch_model|open_clip_model)(?:\.\w+)?\.(?:safetensors|bin)')  # such as model.fp16.safetensors
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
 
 
 def is_model_folder(path: Path) -> bool:
     """Whether it is a folder with weights under the names that Hugging Face and timm give them."""
-    return path.is_dir() and any((path / name).is_file() for name in (*WEIGHTS, INDEX))
+    return path.is_dir() and any((path / name).is_file() for name in (*WEIGHTS, *INDEXES))
 
 
 def read_model_folder(path: Path, read: Callable[[Path], Any]) -> Mapping:
@@ -30,17 +33,40 @@ def read_model_folder(path: Path, read: Callable[[Path], Any]) -> Mapping:
     whole = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
     if whole is not None:
         return read(whole)
-    listed = read_json(path / INDEX).get('weight_map')
+    index = next(path / name for name in INDEXES if (path / name).is_file())
+    listed = read_json(index).get('weight_map')
     if not isinstance(listed, Mapping) or any(Path(str(name)).name != name for name in listed.values()):
-        raise CheckpointError(f'{path / INDEX} lists no files of weights')
+        raise CheckpointError(f'{index} lists no files of weights')
     state = {}
     for name in sorted(set(listed.values())):
         content = read(path / name)
         state |= content.get('state_dict', content)
     missing = [key for key in listed if key not in state]
     if missing:
-        raise CheckpointError(f'{path} lacks {len(missing)} tensors that {INDEX} lists, the first is {missing[0]}')
+        raise CheckpointError(f'{path} lacks {len(missing)} tensors that {index.name} lists, the first is {missing[0]}')
     return state
+
+
+def no_checkpoint(path: Path) -> CheckpointError:
+    """What to raise where nothing can be read: the path is a folder without weights under a known name, or is not there."""
+    folder = path if path.is_dir() else path.parent
+    near = sorted(str(file) for file in folder.glob('*') if file.suffix in ('.pth', '.pt', '.bin', '.safetensors'))[:5]
+    beside = f'; {"in it" if folder == path else "beside it"} are {", ".join(near)}' if near else ''
+    if not path.is_dir():
+        return CheckpointError(f'There is no checkpoint {path}{beside}')
+    known = ', '.join((*WEIGHTS, *INDEXES))
+    return CheckpointError(f'{path} is a folder without {known}, or the pieces of a training: name the file of weights{beside}')
+
+
+def refuse_pieces(path: Path):
+    """Stop at one of several files of a released model, which holds a part of its tensors.
+
+    Raises:
+        CheckpointError: With the folder to name.
+    """
+    piece = PIECE.search(path.name)
+    if piece and int(piece[1]) > 1:
+        raise CheckpointError(f'{path} is one of the {int(piece[1])} files of a model: name the folder, {path.parent}')
 
 
 def config_of(source: Any) -> Mapping:
@@ -48,7 +74,7 @@ def config_of(source: Any) -> Mapping:
     if not isinstance(source, str | Path):
         return {}
     path = Path(source).expanduser()
-    if path.is_file() and path.name not in WEIGHTS:
+    if path.is_file() and not VARIANT.fullmatch(path.name) and path.name not in INDEXES:
         return {}  # a file of another kind, which only lies there
     folder = path if path.is_dir() else path.parent
     if not (folder / CONFIG).is_file():

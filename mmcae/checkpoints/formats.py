@@ -12,8 +12,10 @@ from torch import nn
 
 from ..compat import import_extra
 from ..utils.errors import CheckpointError
-from .exporting import refuse, timm_arguments
+from .describing import metadata
+from .exporting import refuse, timm_arguments, unusual_blocks
 from .hugging_face import write_hugging_face
+from .layouts import LW_DETR_HEADS
 from .low_rank import merge_low_rank
 from .reading import StateDict, write_state_dict
 from .renaming import encoder_of, to_mmcae
@@ -99,6 +101,7 @@ def cae_names(encoder: nn.Module, tool: str) -> StateDict:
     spec, state = encoder.spec, timm_names(encoder)
     if spec.type == 'TimmEncoder':
         vit = encoder.vit
+        refuse(unusual_blocks(encoder), tool)
         found = {
             'rotary positions': getattr(vit, 'rope', None) is not None,
             f'{spec.num_prefix_tokens - 1} registers': spec.num_prefix_tokens > 1,
@@ -207,19 +210,12 @@ def write_lw_detr(encoder: nn.Module, out: Path) -> list[str]:
     """A file for `--pretrained_encoder` of LW-DETR (arXiv 2406.03459), whose ViT has CAE's names and twelve heads."""
     spec = encoder.spec
     name = LW_DETR.get(spec.embed_dims)
-    refuse(
-        {
-            f'tokens {spec.embed_dims} wide, not 192, 384 or 768': name is None,
-            f'{spec.num_heads} heads, not 12': spec.num_heads != 12,
-            f'MLPs {spec.feedforward_channels} wide, not four times the tokens': spec.feedforward_channels != 4 * spec.embed_dims,
-            f'patches of {spec.patch_size}, not 16x16': spec.patch_size != (16, 16),
-            f'{spec.in_channels} channels, not 3': spec.in_channels != 3,
-            'another eps in its norms than 1e-6': encoder.blocks[0].norm1.eps != 1e-6,
-        },
-        'LW-DETR',
-    )
-    state = with_positions_of(cae_names(encoder, 'LW-DETR'), spec, OF_AUTHORS)
-    write_state_dict(out, {f'encoder.{key}': value for key, value in state.items()}, dict(tool='mmcae'), 'model')
+    other = {
+        f'tokens {spec.embed_dims} wide, not 192, 384 or 768': name is None,
+        f'{spec.num_heads} heads, not {LW_DETR_HEADS}': spec.num_heads != LW_DETR_HEADS,
+    }
+    state, spec = for_authors(encoder, 'LW-DETR', other)
+    write_state_dict(out, {f'encoder.{key}': value for key, value in state.items()}, metadata(spec), 'model')
     return [f'LW-DETR: --encoder {name} --vit_encoder_num_layers {spec.num_layers} --pretrained_encoder {{out}}']
 
 
@@ -227,33 +223,49 @@ def write_panderm(encoder: nn.Module, out: Path) -> list[str]:
     """A file for `--pretrained_checkpoint` of PanDerm's programs: CAE's names in a plain state dict."""
     spec = encoder.spec
     name = PANDERM.get((spec.embed_dims, spec.num_layers, spec.num_heads))
-    refuse(
-        {
-            f'{spec.num_layers} blocks, {spec.embed_dims} wide, with {spec.num_heads} heads, not those of a ViT-B or ViT-L': name is None,
-            f'patches of {spec.patch_size}, not 16x16': spec.patch_size != (16, 16),
-            f'{spec.in_channels} channels, not 3': spec.in_channels != 3,
-            'MLPs other than four times as wide as the tokens': spec.feedforward_channels != 4 * spec.embed_dims,
-        },
-        'PanDerm',
-    )
-    write_state_dict(out, with_positions_of(cae_names(encoder, 'PanDerm'), spec, OF_AUTHORS))
+    sizes = f'{spec.num_layers} blocks, {spec.embed_dims} wide, with {spec.num_heads} heads, not those of a ViT-B or ViT-L'
+    write_state_dict(out, for_authors(encoder, 'PanDerm', {sizes: name is None})[0])
     return [f'PanDerm: --model {name}_LP --pretrained_checkpoint {{out}}']
+
+
+def for_authors(encoder: nn.Module, tool: str, other: dict[str, bool]) -> tuple[StateDict, EncoderSpec]:
+    """An encoder under CAE's names with positions for 14x14 patches, and its description.
+
+    Args:
+        encoder: A CAEViT or TimmEncoder.
+        tool: LW-DETR or PanDerm, whose ViTs are CAE's.
+        other: What else the tool cannot express, see :func:`.exporting.refuse`.
+
+    Raises:
+        CheckpointError: With everything that the tool's ViT has otherwise.
+    """
+    spec, eps = encoder.spec, getattr(getattr(encoder.blocks[0], 'norm1', None), 'eps', None)
+    other |= {
+        f'MLPs {spec.feedforward_channels} wide, not four times the tokens': spec.feedforward_channels != 4 * spec.embed_dims,
+        f'patches of {spec.patch_size}, not 16x16': spec.patch_size != (16, 16),
+        f'{spec.in_channels} channels, not 3': spec.in_channels != 3,
+        f'an eps of {eps} in its norms, not 1e-6': eps not in (None, 1e-6),
+    }
+    refuse(other, tool)
+    state = with_positions_of(cae_names(encoder, tool), spec, OF_AUTHORS)
+    pixels = tuple(16 * cells for cells in OF_AUTHORS)
+    return state, spec.replaced(type='CAEViT', arguments={}, layer_scale=True, img_size=pixels)
 
 
 def write_meta(encoder: nn.Module, out: Path) -> list[str]:
     """A file under the names of Meta's DINOv2 or DINOv3, whichever the encoder is."""
-    name = getattr(encoder, 'model_name', '')
+    name, state = getattr(encoder, 'model_name', ''), timm_names(encoder)
     if 'dinov3' in name:
-        state = to_dinov3(timm_names(encoder)) | {'rope_embed.periods': encoder.vit.rope.periods.detach().cpu().clone()}
-    elif 'dinov2' in name or (name and 'blocks.0.ls1.gamma' in timm_names(encoder) and encoder.has_cls):
-        refuse(
-            {
-                'a position table without cls': encoder.vit.no_embed_class and encoder.num_prefix_tokens == 1,
-                'a norm in front': 'norm_pre.weight' in timm_names(encoder),
-            },
-            'DINOv2',
-        )
-        state = to_dinov2(timm_names(encoder))
+        state = to_dinov3(state) | {'rope_embed.periods': encoder.vit.rope.periods.detach().cpu().clone()}
+    elif 'dinov2' in name or (name and 'blocks.0.ls1.gamma' in state and encoder.has_cls):
+        found = {
+            'a position table without cls': encoder.vit.no_embed_class and encoder.num_prefix_tokens == 1,
+            'a norm in front': 'norm_pre.weight' in state,
+            'norms of queries and keys': 'blocks.0.attn.q_norm.weight' in state,
+            'no final norm of its tokens': not encoder.spec.final_norm,
+        }
+        refuse(unusual_blocks(encoder) | found, 'DINOv2')
+        state = to_dinov2(state)
     else:
         raise CheckpointError(
             f"Meta's layouts are those of DINOv2 and DINOv3, and this encoder is a {name or 'CAEViT'}: export it to timm or hf"

@@ -1,16 +1,17 @@
 """An encoder as a folder of Hugging Face's: config.json, model.safetensors, preprocessor_config.json and a model card."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from ..utils.errors import CheckpointError
-from .exporting import refuse
+from .exporting import refuse, unusual_blocks
+from .hugging_face_configs import PIL_MODES
 from .reading import StateDict, write_state_dict
 from .spec import EncoderSpec, ViewSpec
-from .timm_models import PIL_MODES
 
 # timm's names inside a block, and Hugging Face's: those that ViT and BEiT share, DINOv2's and DINOv3's.
 ATTENTION = {'attn.proj.': 'attention.output.dense.'}
@@ -39,9 +40,12 @@ DINOV3 = {
     'mlp.fc1_x.': 'mlp.up_proj.',
     'mlp.fc2.': 'mlp.down_proj.',
 }
-STEM = {'cls_token': 'cls_token', 'pos_embed': 'position_embeddings', 'reg_token': 'register_tokens'}
+STEM = {'cls_token': 'cls_token', 'dist_token': 'distillation_token', 'pos_embed': 'position_embeddings', 'reg_token': 'register_tokens'}
+LAYER = re.compile(r'(?<!qkv)(?<!\.[qkv]_proj)\.weight$')  # whose biases Hugging Face's models always have
 KINDS = {  # model type -> (class, names in a block, norm, what stands before a block, before query, key and value)
     'vit': ('ViTModel', VIT, 'layernorm.', 'encoder.layer.', 'attention.attention.'),
+    'deit': ('DeiTModel', VIT, 'layernorm.', 'encoder.layer.', 'attention.attention.'),
+    'ijepa': ('IJepaModel', VIT, 'layernorm.', 'encoder.layer.', 'attention.attention.'),
     'beit': ('BeitModel', BEIT, 'layernorm.', 'encoder.layer.', 'attention.attention.'),
     'dinov2': ('Dinov2Model', DINOV2, 'layernorm.', 'encoder.layer.', 'attention.attention.'),
     'dinov2_with_registers': ('Dinov2WithRegistersModel', DINOV2, 'layernorm.', 'encoder.layer.', 'attention.attention.'),
@@ -62,7 +66,7 @@ def write_hugging_face(out: Path, encoder, state: StateDict):
     """
     spec = encoder.spec
     config = config_for(encoder, state)
-    cls_has_position = spec.type == 'CAEViT' or not encoder.vit.no_embed_class or 'pos_embed' not in state
+    cls_has_position = spec.type == 'CAEViT' or not (encoder.has_cls and encoder.vit.no_embed_class) or 'pos_embed' not in state
     write_state_dict(out / 'model.safetensors', to_hugging_face(state, config, cls_has_position))
     view = spec.view or ViewSpec(size=spec.img_size)
     for name, content in (('config.json', config), ('preprocessor_config.json', preprocessor_for(view))):
@@ -77,6 +81,8 @@ def config_for(encoder, state: Mapping) -> dict:
         CheckpointError: There is none; the message names the part.
     """
     spec = encoder.spec
+    if spec.type == 'TimmEncoder':
+        refuse(unusual_blocks(encoder), "Hugging Face's models")
     common = dict(
         hidden_size=spec.embed_dims,
         num_hidden_layers=spec.num_layers,
@@ -98,7 +104,7 @@ def config_for(encoder, state: Mapping) -> dict:
                 use_relative_position_bias=spec.use_rel_pos_bias,
                 use_shared_relative_position_bias=False,
                 use_mask_token=False,
-                use_mean_pooling=False,
+                use_mean_pooling=not spec.final_norm,
                 layer_scale_init_value=0.1 if spec.layer_scale else 0.0,
             ),
         )
@@ -106,7 +112,7 @@ def config_for(encoder, state: Mapping) -> dict:
         kind, own = 'dinov3_vit', dinov3_config(encoder, state)
     else:
         kind, own = vit_config(encoder, state)
-    refuse({'no final norm of its tokens': not spec.final_norm}, f"Hugging Face's {KINDS[kind][0]}")
+    refuse({'no final norm of its tokens': not spec.final_norm and kind != 'beit'}, f"Hugging Face's {KINDS[kind][0]}")
     return dict(architectures=[KINDS[kind][0]], model_type=kind) | common | own
 
 
@@ -141,26 +147,29 @@ def dinov3_config(encoder, state: Mapping) -> dict:
 def vit_config(encoder, state: Mapping) -> tuple[str, dict]:
     """The model type of a ViT with a table of positions, and what its config has besides."""
     spec = encoder.spec
-    registers, packed = encoder.num_prefix_tokens - 1, type(encoder.blocks[0].mlp).__name__ == 'GluMlp'
+    distilled = 'dist_token' in state
+    registers, packed = max(encoder.num_prefix_tokens - 1 - distilled, 0), type(encoder.blocks[0].mlp).__name__ == 'GluMlp'
     scaled = 'blocks.0.ls1.gamma' in state
     refuse(
         {
-            'no cls token': not encoder.has_cls,
+            'no cls token, but layer scale': scaled and not encoder.has_cls,
+            'a distillation token beside layer scale': scaled and distilled,
             'a norm in front of its blocks': 'norm_pre.weight' in state,
             'norms of queries and keys': any('.q_norm.' in key for key in state),
             'blocks other than an attention and an MLP': 'blocks.0.attn.qkv.weight' not in state or 'blocks.0.mlp.fc1.weight' not in state,
             'registers without layer scale': registers > 0 and not scaled,
             'SwiGLU without layer scale': packed and not scaled,
             'no positions': encoder.vit.pos_embed is None,
-            'no bias of queries, keys and values': scaled and 'blocks.0.attn.qkv.bias' not in state,
+            'positions for images that are no square': scaled and spec.grid[0] != spec.grid[1],
         },
         "Hugging Face's ViT, DINOv2",
     )
+    biased = 'blocks.0.attn.qkv.bias' in state
     if not scaled:
-        return 'vit', dict(intermediate_size=spec.feedforward_channels, qkv_bias='blocks.0.attn.qkv.bias' in state, pooler_act='tanh')
-    own = dict(
-        mlp_ratio=mlp_ratio(spec.embed_dims, spec.feedforward_channels, packed), use_swiglu_ffn=packed, qkv_bias=True, layerscale_value=1.0
-    )
+        kind = 'deit' if distilled else 'vit' if encoder.has_cls else 'ijepa'
+        return kind, dict(intermediate_size=spec.feedforward_channels, qkv_bias=biased, pooler_act='tanh')
+    ratio = mlp_ratio(spec.embed_dims, spec.feedforward_channels, packed)
+    own = dict(mlp_ratio=ratio, use_swiglu_ffn=packed, qkv_bias=biased, layerscale_value=1.0)
     own['apply_layernorm'] = True
     own |= dict(hidden_act='gelu') if packed else {}  # of the MLPs that are not SwiGLU
     return ('dinov2_with_registers', own | dict(num_register_tokens=registers)) if registers else ('dinov2', own)
@@ -210,6 +219,8 @@ def to_hugging_face(state: Mapping, config: Mapping, cls_has_position: bool = Tr
     if not cls_has_position:
         table = state['pos_embed']
         state = {**state, 'pos_embed': torch.cat((table.new_zeros(1, 1, table.shape[2]), table), dim=1)}
+    biases = [(key.removesuffix('weight') + 'bias', len(value)) for key, value in state.items() if LAYER.search(key)]
+    state = {**{name: torch.zeros(length) for name, length in biases}, **state}  # theirs have all
     kind = config['model_type']
     _, names, norm, before, attention = KINDS[kind]
     if config.get('use_swiglu_ffn'):
@@ -231,8 +242,11 @@ def to_hugging_face(state: Mapping, config: Mapping, cls_has_position: bool = Tr
         renamed['embeddings.mask_token'] = torch.zeros(1, width)
     elif kind == 'dinov3_vit':
         renamed['embeddings.mask_token'] = torch.zeros(1, 1, width)
-    elif kind == 'vit':  # a pooling that its users replace; it has to be there
+        renamed.setdefault('embeddings.register_tokens', torch.zeros(1, 0, width))
+    elif kind in ('vit', 'deit'):  # a pooling that its users replace; it has to be there
         renamed |= {'pooler.dense.weight': torch.eye(width), 'pooler.dense.bias': torch.zeros(width)}
+    elif config.get('use_mean_pooling'):  # behind the tokens
+        renamed |= {'pooler.layernorm.weight': torch.ones(width), 'pooler.layernorm.bias': torch.zeros(width)}
     return {key: value.clone().contiguous() for key, value in renamed.items()}
 
 
@@ -258,7 +272,7 @@ def preprocessor_for(view: ViewSpec) -> dict:
         image_processor_type='BitImageProcessor',
         do_convert_rgb=len(mean) == 3,
         do_resize=True,
-        size=dict(shortest_edge=round(min(view.size) / view.crop_pct)),
+        size=dict(shortest_edge=round(max(view.size) / view.crop_pct)),  # what is short of the crop would become black
         resample=modes[view.interpolation],
         do_center_crop=True,
         crop_size=dict(height=height, width=width),

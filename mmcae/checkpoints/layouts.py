@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, argument
+from .folders import refuse_pieces
 from .low_rank import merge_low_rank
 from .reading import StateDict, read_checkpoint
 
@@ -19,14 +20,19 @@ CONTAINERS = ('state_dict', 'model', 'module', '')
 DEPTH = 4  # of containers in each other
 # A transformer's first block and the patch embedding beside it make an encoder; decoders have the first alone.
 ENCODERS = {
-    'encoder': (re.compile(r'(|.*\.)blocks\.0\.(?:0\.)?(?:attn|attns\.0)\.(?:qkv|q_proj)\.weight'), ('patch_embed.proj.weight',)),
+    'encoder': (
+        re.compile(r'(|.*\.)blocks\.0\.(?:0\.)?(?:(?:attns\.0\.)?attn\.(?:qkv|q_proj)|in_proj)\.weight'),
+        ('patch_embed.proj.weight',),
+    ),
     'mmpretrain-encoder': (re.compile(r'(|.*\.)layers\.0\.attn\.qkv\.weight'), ('patch_embed.projection.weight',)),
     'huggingface': (
-        re.compile(r'(|.*\.)(?:encoder\.)?layer\.0\.attention\.(?:attention\.query|q_proj)\.weight'),
+        re.compile(r'(|.*\.)layers?\.0\.attention\.(?:attention\.query|q_proj)\.weight'),
         ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight'),
     ),
 }
 TIMM_BACKBONE = 'backbone.vit.'  # TimmEncoder in a model of ours
+ENCODER_PARTS = (TIMM_BACKBONE, 'backbone.', 'encoder.')  # what whole models call their encoder
+OFFICIAL_REGRESSOR = ('regresser.', 'encoder_to_regresser', 'alignment_encoder.')
 KINDS = ('mmcae', 'official', 'mmpretrain', *ENCODERS)
 
 # Heads by (width, depth), where a layout's authors have only one number for it. CAE's tiny and small have 12; timm's have 3 and 6.
@@ -34,6 +40,7 @@ SHARED_HEADS = {(768, 12): 12, (1024, 24): 16}
 CAE_HEADS = {**SHARED_HEADS, (192, 12): 12, (384, 12): 12}
 TIMM_HEADS = {**SHARED_HEADS, (192, 12): 3, (384, 12): 6, (1280, 32): 16, (1408, 40): 16, (1536, 40): 24}
 MMPRETRAIN_HEADS = {**TIMM_HEADS, (768, 8): 8}
+LW_DETR_HEADS = 12  # of its ViTs, CAE v2's 192, 384 and 768 wide, whose blocks are as many as the detector takes
 # The authors' code gives regressor and decoder 12 heads whatever it is told.
 CAE_DECODER_HEADS = dict.fromkeys((96, 384, 768, 1024), 12)
 
@@ -62,8 +69,10 @@ def content_of(source: str | Path | Mapping) -> Mapping:
     """The content of a file, or of a mapping that is a checkpoint's content or a state dict already.
 
     Raises:
-        CheckpointError: See :func:`.reading.read_checkpoint`; or the file holds something else than a mapping.
+        CheckpointError: See :func:`.reading.read_checkpoint`; or the file holds something else than a mapping, or a piece of a model.
     """
+    if not isinstance(source, Mapping):
+        refuse_pieces(Path(source))
     content = source if isinstance(source, Mapping) else read_checkpoint(source)
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{name_of(source)} holds a {type(content).__name__}, not a checkpoint')
@@ -140,8 +149,13 @@ def locate(source: str | Path | Mapping, prefix: str = '', kind: str | None = No
         return Place(chosen[0].path, prefix + chosen[0].prefix, chosen[0].kind, chosen[0].state)
     if chosen:
         names = ', '.join(f"'{place}.'" for place in chosen)
-        raise CheckpointError(f'{origin} has {len(chosen)} encoders: {names}. Choose one by prefix=, such as prefix={names.split(", ")[0]}')
+        one = argument('prefix', f'{chosen[0]}.')
+        raise CheckpointError(f'{origin} has {len(chosen)} encoders: {names}. Choose one: give {one}')
     state = next((found[path] for path in CONTAINERS if path in found), next(iter(found.values())))
+    if any('.lora_A.' in key for key in state):
+        raise CheckpointError(
+            f'{origin} holds low-rank updates of peft: merge them into the model by its merge_and_unload(), and save that'
+        )
     others = f' In it are {", ".join(path or "." for path in found)}.' if set(found) - set(CONTAINERS) else ''
     raise CheckpointError(
         f'{origin} holds no encoder of a known layout; its keys begin with {", ".join(list(state)[:3])} ...{others} '
@@ -175,20 +189,35 @@ def places_in(path: str, state: StateDict) -> Iterator[Place]:
     for kind, (first_block, patch_embeddings) in ENCODERS.items():
         for key in state:
             match = first_block.fullmatch(key)
-            before = match[1].removesuffix('encoder.') if match and kind == 'huggingface' else match and match[1]
-            if match and any(before + name in state for name in patch_embeddings):
+            # Hugging Face's embeddings can stand beside the part that has the layers.
+            stems = (match[1], *(match[1].removesuffix(part) for part in ('encoder.', 'model.'))) if match else ()
+            before = next((stem for stem in stems if any(stem + name in state for name in patch_embeddings)), None)
+            if before is not None:
                 prefixes[before] = kind
+    # A whole model, perhaps behind a prefix of the program that trained it.
+    outer = next((before.removesuffix(part) for part in ENCODER_PARTS for before in prefixes if is_whole(state, before, part)), None)
+    if outer:
+        prefixes = {before.removeprefix(outer): kind for before, kind in prefixes.items() if before.startswith(outer)}
+        state = {key.removeprefix(outer): value for key, value in state.items() if key.startswith(outer)}
+    outer = outer or ''
     if TIMM_BACKBONE in prefixes:
-        yield Place(path, '', 'mmcae', state)
+        yield Place(path, outer, 'mmcae', state)
     elif 'backbone.' in prefixes:
-        yield Place(path, '', 'mmcae' if prefixes['backbone.'] == 'encoder' else 'mmpretrain', state)
-    elif 'encoder.' in prefixes and any(key.startswith(('regresser.', 'encoder_to_regresser', 'alignment_encoder.')) for key in state):
-        yield Place(path, '', 'official', state)
+        yield Place(path, outer, 'mmcae' if prefixes['backbone.'] == 'encoder' else 'mmpretrain', state)
+    elif 'encoder.' in prefixes and any(key.startswith(OFFICIAL_REGRESSOR) for key in state):
+        yield Place(path, outer, 'official', state)
     elif '' in prefixes:
         yield Place(path, '', prefixes[''], state)
     else:
         for prefix, kind in prefixes.items():
             yield Place(path, prefix, kind, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+
+
+def is_whole(state: Mapping, before: str, part: str) -> bool:
+    """Whether an encoder behind `before`, which ends in its name within a model of CAE, has the model's regressor beside it."""
+    beside = OFFICIAL_REGRESSOR if part == 'encoder.' else ('regressor.', 'neck.regressors.')
+    outer = before.removesuffix(part)
+    return before.endswith(part) and any(key.startswith(tuple(outer + name for name in beside)) for key in state)
 
 
 def heads_of(place: Place, dim: int, depth: int) -> int | None:
@@ -197,6 +226,9 @@ def heads_of(place: Place, dim: int, depth: int) -> int | None:
     CAE's encoders and timm's BEiT share their names, so that only sizes on which both agree are known. The fused bias of queries, keys
     and values tells plain ViTs, whose heads are timm's.
     """
+    in_model = (place.path, place.prefix, place.kind) == ('model', 'encoder.', 'encoder') and 'blocks.0.gamma_1' in place.state
+    if in_model and dim in (192, 384, 768):  # LW-DETR's files, and the authors' without regressor
+        return LW_DETR_HEADS
     rules = dict(official=CAE_HEADS, mmpretrain=MMPRETRAIN_HEADS, mmcae=SHARED_HEADS).get(place.kind.removesuffix('-encoder'), SHARED_HEADS)
     if place.kind == 'encoder' and 'blocks.0.attn.qkv.bias' in place.state:
         rules = TIMM_HEADS

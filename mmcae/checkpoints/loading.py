@@ -1,14 +1,16 @@
 """Putting weights into a model: every tensor, or an error that says which and why."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
 from .low_rank import PART, beside_updates
-from .spec import EncoderSpec, Origin
+from .spec import EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
 from .timm_names import HEADS, VIT
 from .weights import Weights, read_weights
@@ -18,6 +20,7 @@ REMEDY = (
     'it has no gamma; convert other layouts with mmcae convert'
 )
 REMEDY_VIT = 'Give the encoder the model_name of timm, and the arguments, that the checkpoint is of'
+SCALED = {'gamma_1': 'attn.proj', 'gamma_2': 'mlp.fc2'}  # the layers of a CAEViT's block whose outputs are scaled
 OPTIONS = {'checkpoint', 'allow_missing', 'prefix', 'norm'}
 
 
@@ -61,7 +64,7 @@ def load_encoder_weights(
     Raises:
         CheckpointError: The checkpoint is of another encoder, see :func:`load_strictly` and :meth:`.EncoderSpec.differences`.
     """
-    weights = checkpoint if isinstance(checkpoint, Weights) else read_weights(checkpoint, prefix, norm=norm, origin=origin)
+    weights = read_weights(checkpoint, prefix, norm=norm, origin=origin)
     ours = encoder.spec
     if ours.type == 'TimmEncoder':
         return load_vit(encoder, weights, allow_missing)
@@ -72,11 +75,32 @@ def load_encoder_weights(
         # The dense protocols do without the final norm on purpose.
         state = {key: value for key, value in state.items() if not key.startswith('norm.')}
     notes = [] if theirs.num_heads else [f"the number of heads is not told: the model's {ours.num_heads} are taken"]
+    if theirs.layer_scale and not ours.layer_scale:
+        state = merge_layer_scale(state)
+        notes.append('its layer scale, which the model does not have, is merged into the layers before it')
     if theirs.grid != ours.grid:
         grids = ' and '.join('x'.join(map(str, spec.grid)) for spec in (theirs, ours))
         notes.append(f'made for another grid of patches than the model ({grids})')
     unused = len(weights.state) - len(state)
     return load_strictly(encoder, state, f'{weights.origin} ({weights.place.kind})', allow_missing, unused, notes, theirs)
+
+
+def merge_layer_scale(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder without layer scale that computes the same: the scale is in the weight and the bias of the layer before it.
+
+    Args:
+        state: State dict of a CAEViT that has one.
+    """
+    merged = dict(state)
+    for key, gamma in state.items():
+        block, _, name = key.rpartition('.')
+        layer = f'{block}.{SCALED.get(name)}'
+        if f'{layer}.bias' in state:
+            gamma = gamma.to(torch.promote_types(gamma.dtype, torch.float32))  # products of half precision would be rounded again
+            merged[f'{layer}.weight'] = gamma[:, None] * state[f'{layer}.weight']
+            merged[f'{layer}.bias'] = gamma * state[f'{layer}.bias']
+            del merged[key]
+    return merged
 
 
 def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] = ()) -> str:
@@ -95,7 +119,7 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
     if isinstance(encoder.norm_of_tokens_or_mean, nn.Identity):  # dense protocols do without
         state = {key: value for key, value in state.items() if not key.startswith(kept)}
     if theirs is None:
-        theirs = ours.replaced(origin=Origin(library=weights.library), view=weights.view or ours.view)
+        theirs = ours.replaced(origin=Origin(library=weights.library), view=weights.view or told_view(weights, ours))
     table = state.get('pos_embed')
     if table is not None and weights.described is None:
         prefix = 0 if encoder.vit.no_embed_class else encoder.num_prefix_tokens
@@ -103,12 +127,28 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
         size = tuple(cells * patch for cells, patch in zip(grid, ours.patch_size, strict=True))
         theirs = theirs.replaced(img_size=size)
     own = weights.place.kind == 'mmcae'
+    notes = []
+    if not weights.config and weights.described is None and weights.library == 'timm':
+        notes.append(f'how its images were normalised is not told: mean {theirs.view.mean} and std {theirs.view.std} are taken')
     unused = len(weights.place.state) - len(state) if own else sum(key.startswith(HEADS) for key in weights.place.state)
     state = {VIT + key: value for key, value in state.items()}
     try:
-        return load_strictly(encoder, state, f'{weights.origin} ({theirs.origin.library})', allow_missing, unused, (), theirs, REMEDY_VIT)
+        return load_strictly(
+            encoder, state, f'{weights.origin} ({theirs.origin.library})', allow_missing, unused, notes, theirs, REMEDY_VIT
+        )
     except CheckpointError as error:
         raise CheckpointError(f'{str(error).rstrip(".")}.{own_model(weights, encoder)}') from error
+
+
+def told_view(weights: Weights, ours: EncoderSpec) -> ViewSpec | None:
+    """How the images of released weights were prepared: as the files beside them say, or the family that the tensors tell; else as timm has
+    it for the model that was named.
+    """
+    try:
+        view = weights.timm_model(ours.num_heads, ours.img_size).view if weights.is_vit else None
+    except CheckpointError:
+        view = None
+    return replace(view, size=ours.img_size) if view else ours.view
 
 
 def own_model(weights: Weights, encoder: nn.Module) -> str:
@@ -120,7 +160,7 @@ def own_model(weights: Weights, encoder: nn.Module) -> str:
     except CheckpointError:
         return ''
     name = arguments.pop('model_name')
-    arguments = {key: value for key, value in arguments.items() if key != 'img_size' and encoder.arguments.get(key) != value}
+    arguments = {key: value for key, value in arguments.items() if key != 'img_size' and value not in (None, encoder.arguments.get(key))}
     if name == encoder.model_name and not arguments:
         return ''
     settings = ', '.join(f'{key}={value!r}' for key, value in dict(model_name=name, **arguments).items())
@@ -170,7 +210,10 @@ def load_strictly(
     state = beside_updates(state, target)
     missing = [key for key in target if key not in state and PART not in key]
     unexpected = [key for key in state if key not in target]
-    fitted = module.fit_state_dict(state, spec) if hasattr(module, 'fit_state_dict') else dict(state)
+    try:
+        fitted = module.fit_state_dict(state, spec) if hasattr(module, 'fit_state_dict') else dict(state)
+    except CheckpointError as error:
+        raise CheckpointError(f'{origin} does not fit this {type(module).__name__}. {error}') from error
     clashing = [key for key in state if key in target and fitted[key].shape != target[key].shape]
     excused = [key for key in (*missing, *clashing) if any(part in key for part in allow_missing)]
     absent = [key for key in missing if key not in excused]
@@ -192,6 +235,9 @@ def load_strictly(
             + f'. {remedy}; list what may be missing or of another shape in init_cfg.allow_missing.'
         )
     loaded = [key for key in state if key in target and key not in clashing]
+    whole = [key for key in loaded if target[key].is_floating_point() and not state[key].is_floating_point()]
+    if whole:
+        raise CheckpointError(f'{origin} has {whole[0]} as {state[whole[0]].dtype}, as quantised models do: take the file before that')
     # strict=False only for what was excused above.
     module.load_state_dict({key: fitted[key] for key in loaded}, strict=False)
     if spec is not None:

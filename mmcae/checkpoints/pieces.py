@@ -8,7 +8,9 @@ import io
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -113,10 +115,10 @@ def publish(partial: Path, path: Path):
         write_file(partial / LIST, json.dumps(sizes, indent=1) + '\n')
     else:
         sync(partial)
-    if path.is_dir():  # a folder that is not empty cannot be replaced in one step
-        remove(path)
-    partial.replace(path)
-    sync_folder(path.parent)
+    # Neither is a folder replaced in one step, nor a file by one. What was there stays as long as can be.
+    with out_of_the_way(path) if path.is_dir() or partial.is_dir() and path.exists() else nullcontext():
+        partial.replace(path)
+        sync_folder(path.parent)
 
 
 def remove(path: Path):
@@ -124,11 +126,24 @@ def remove(path: Path):
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
     elif path.name != DELETED:
-        remove(path.with_name(DELETED))
-        path.replace(path.with_name(DELETED))
-        shutil.rmtree(path.with_name(DELETED))
+        with out_of_the_way(path):
+            pass
     else:
         shutil.rmtree(path)
+
+
+_aside = threading.Lock()  # a strategy publishes in the background what it saves, while others are deleted
+
+
+@contextmanager
+def out_of_the_way(path: Path):
+    """Free the name of a file or folder, and delete it afterwards."""
+    aside = path.with_name(DELETED)
+    with _aside:
+        remove(aside)
+        path.replace(aside)
+        yield
+        remove(aside)
 
 
 def remove_unfinished_pieces(folder: str | Path):

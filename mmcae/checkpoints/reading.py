@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..utils.errors import CheckpointError, StorageError
 from ..utils.files import atomic_file, patiently
-from .folders import is_model_folder, read_model_folder
+from .folders import INDEXES, is_model_folder, no_checkpoint, read_model_folder
 from .pickle_names import PickleRefused, Storage
 from .pickles import Unpickler
 from .pieces import first_piece, is_sharded, read_pieces
@@ -50,6 +50,8 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
         StorageError: It cannot be read for a reason that tells nothing about its content.
     """
     path = Path(path).expanduser()
+    if path.name in INDEXES:
+        path = path.parent
     if is_sharded(path):
         return patiently(lambda: read_sharded(path).content(read_checkpoint), path)
     if first_piece(path) is not None:
@@ -57,8 +59,7 @@ def read_checkpoint(path: str | Path, mmap: bool = False, records: Iterable[str]
     if is_model_folder(path):
         return read_model_folder(path, read_checkpoint)
     if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob('*.pth'))[:5] if path.parent.is_dir() else []
-        raise CheckpointError(f'There is no checkpoint {path}' + (f'; beside it are {", ".join(near)}' if near else ''))
+        raise no_checkpoint(path)
     try:
         return patiently(lambda: read_content(path, mmap, records), path)
     except (CheckpointError, StorageError):

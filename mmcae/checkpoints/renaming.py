@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, argument
 from .reading import StateDict
 from .tables import bias_grid
 from .timm_names import to_timm_names
@@ -64,6 +64,17 @@ MMPRETRAIN = (
     ('neck.norm_decoder.', 'decoder.norm.'),
     ('neck.head.', 'decoder.head.'),
 )
+# The layer scale of its plain ViTs; that of CAE has our name.
+MMPRETRAIN_SCALE = (
+    ('backbone.layers.{n}.attn.gamma1.weight', 'backbone.blocks.{n}.gamma_1'),
+    ('backbone.layers.{n}.ffn.gamma2.weight', 'backbone.blocks.{n}.gamma_2'),
+)
+# What models of mmpretrain have and CAE's encoder has not, by tensors.
+NOT_CAES = {
+    'a distillation token': ('backbone.dist_token',),
+    'a norm in front of its blocks': ('backbone.pre_norm.weight',),
+    'gated MLPs': ('backbone.layers.0.ffn.w12.weight', 'backbone.layers.0.mlp.w1.weight', 'backbone.layers.0.mlp.w12.weight'),
+}
 # What other layouts carry and ours does not need: copies of the encoder, the frozen tokenizer, recomputed buffers, counters of averages.
 REDUNDANT = re.compile(r'(alignment_encoder|teacher|target_generator|data_preprocessor)\.|.*\brelative_position_index$|steps$|n_averaged$')
 TOKENIZER = 'target_generator.'
@@ -79,8 +90,8 @@ PARTS = {
     'official': ('encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.', 'mask_token', 'rd_pos_embed'),
     'mmpretrain': ('backbone.', 'neck.'),
     'encoder': ENCODER_PARTS,
-    'huggingface': ('embeddings.', 'encoder.', 'layer.', 'layernorm.', 'norm.'),
-    'mmpretrain-encoder': ('cls_token', 'pos_embed', 'patch_embed.', 'layers.', 'ln1.', 'ln2.'),
+    'huggingface': ('embeddings.', 'encoder.', 'layer.', 'layers.', 'model.', 'shared_position_bias.', 'layernorm.', 'norm.'),
+    'mmpretrain-encoder': ('cls_token', 'dist_token', 'pos_embed', 'patch_embed.', 'pre_norm.', 'rel_pos_bias.', 'layers.', 'ln1.', 'ln2.'),
 }
 
 
@@ -96,7 +107,7 @@ def convert_official(state: Mapping) -> StateDict:
 
 def is_official_v2(state: Mapping) -> bool:
     """Whether a state dict of the authors is of CAE v2: it has a regressor, and neither decoder blocks nor an alignment encoder."""
-    absent = ('decoder.decoder_blocks.', 'alignment_encoder.', 'teacher.')
+    absent = ('decoder.decoder_blocks.', 'alignment_encoder.', 'teacher.cls_token')  # older copies of CAE's encoder, not v2's teacher
     return 'decoder.head.weight' in state and not any(key.startswith(absent) for key in state)
 
 
@@ -108,7 +119,16 @@ def is_v2(state: Mapping) -> bool:
 def convert_mmpretrain(state: Mapping) -> StateDict:
     """A state dict of mmpretrain's CAE, or of any of its models on BEiTViT, under mmcae's names; tokenizer and teacher left out."""
     parts = _parts(state, 'mmpretrain')
-    return _with_latent_positions(rename({key: value for key, value in state.items() if key.startswith(parts)}, MMPRETRAIN))
+    own = {key: value for key, value in state.items() if key.startswith(parts)}
+    if found := [part for part, names in NOT_CAES.items() if any(name in own for name in names)]:
+        raise CheckpointError(
+            f'The ViT of mmpretrain has {" and ".join(found)}, which is not read from its layout: take the file of the model that timm, '
+            'Meta or Hugging Face has'
+        )
+    state = rename(own, (*MMPRETRAIN_SCALE, *MMPRETRAIN))
+    encoder = _with_positions(_with_own_biases(encoder_of(state)))
+    state = {key: value for key, value in state.items() if not key.startswith('backbone.')}
+    return _with_latent_positions({**{f'backbone.{key}': value for key, value in encoder.items()}, **state})
 
 
 def convert_timm(state: Mapping) -> StateDict:
@@ -181,7 +201,7 @@ def one_norm(state: Mapping, norm: str | None) -> StateDict:
         if norm not in both:
             raise CheckpointError(
                 f'The checkpoint has two final norms, {first!r} of all tokens and {second!r} of their mean, and an encoder has one: '
-                f'choose it by norm={first!r} or norm={second!r}'
+                f'give {argument("norm", first)}, or {second!r}'
             )
         for key in both[second if norm == first else first]:
             del state[key]

@@ -9,8 +9,10 @@ import io
 import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,6 +38,7 @@ CLASSES = (
 )
 # Names that are read and left out: layouts of memory, which are the same for all tensors of a model.
 LEFT_OUT = (f'{DCP}metadata._MEM_FORMAT_ENCODING', 'torch.serialization._get_layout')
+MOST_DIVIDED = 8  # dimensions; meshes of processes have two or three
 MODEL, OPTIMIZER = 'state_dict.', 'optimizer.'  # before the names of tensors
 # What a damaged file leads to; other errors of reading may pass.
 INVALID = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, FileNotFoundError, EOFError, zipfile.BadZipFile, zlib.error)
@@ -74,11 +77,12 @@ class ShardedCheckpoint:
             raise self.damaged(METADATA, error) from error
 
     def check_parts(self):
-        """Make sure that the parts of each tensor are within their files, and cover it."""
+        """Make sure that the parts of each tensor are within their files, and that each of its values is in one of them."""
         sizes = {}
         places = {(index.fqn, tuple(index.offset or ())): place for index, place in self.metadata.storage_data.items()}
+        if len(places) != len(self.metadata.storage_data):
+            raise ValueError('a part is in two places')
         for name, entry in self.tensors.items():
-            count = 0
             for chunk in entry.chunks:
                 place = places[name, tuple(chunk.offsets)]
                 file = str(place.relative_path)
@@ -91,9 +95,8 @@ class ShardedCheckpoint:
                 inside = all(0 <= at <= at + size <= length for at, size, length in region)
                 if not inside or not 0 <= place.offset <= place.offset + place.length <= sizes[file] or place.length < least:
                     raise ValueError(f'a part of {name} lies outside')
-                count += math.prod(chunk.sizes)
-            if count != math.prod(entry.size):
-                raise ValueError(f'the parts of {name} do not make it up')
+            if not tiled(entry):
+                raise ValueError(f'the parts of {name} do not make it up: they overlap or leave something out')
         self.places = places
 
     def part(self, name: str, offsets: tuple[int, ...]) -> Tensor:
@@ -139,6 +142,21 @@ class ShardedCheckpoint:
     def damaged(self, file: str, error: Exception | str) -> CheckpointError:
         """What to raise for a file of the folder."""
         return CheckpointError(f'{self.folder / file} is damaged or not of torch.distributed.checkpoint ({error})')
+
+
+def tiled(entry: Any) -> bool:
+    """Whether each value of a tensor is in exactly one of its parts, torch's TensorStorageMetadata.
+
+    The corners of a box, with the sign of their parity, determine it. So parts make up a whole if their corners add up to its own.
+    """
+    divided = [axis for axis, length in enumerate(entry.size) if any(chunk.sizes[axis] != length for chunk in entry.chunks)]
+    if len(divided) > MOST_DIVIDED:
+        return False
+    corners = Counter()
+    for offsets, sizes, sign in [((0,) * len(entry.size), entry.size, -1), *((chunk.offsets, chunk.sizes, 1) for chunk in entry.chunks)]:
+        for ends in product((0, 1), repeat=len(divided)):
+            corners[tuple(offsets[axis] + end * sizes[axis] for axis, end in zip(divided, ends, strict=True))] += sign * (-1) ** sum(ends)
+    return not any(corners.values())
 
 
 def revived(value: Any) -> Any:

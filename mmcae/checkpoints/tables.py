@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..utils.errors import ConfigError
+from ..utils.errors import CheckpointError, ConfigError
 from ..utils.open_sizes import is_open, resize_to_open_grid
 
 # Beyond the offsets between patches a bias table has one row each for cls -> patch, patch -> cls and cls -> cls.
@@ -78,6 +78,22 @@ def grid_of_table(table: Tensor, likely: tuple[int, int]) -> tuple[int, int] | N
         (h, w), or None for a learned table of another length that is not square.
     """
     return sincos_grid(table) or (likely if table.shape[1] == likely[0] * likely[1] else square_grid(table.shape[1]))
+
+
+def unknown_grid(origin: str, table: Tensor) -> CheckpointError:
+    """What to raise where the grid of a position table (1, patches, C) must be given."""
+    return CheckpointError(
+        f'{origin} was made for {table.shape[1]} patches, which are no square, and nothing tells their grid: give '
+        'load_encoder img_size=(height, width) of its training, or mmcae export --img-size HEIGHT WIDTH'
+    )
+
+
+def cannot_resize(name: str, length: int) -> CheckpointError:
+    """What to raise for a table that cannot be resized."""
+    return CheckpointError(
+        f'{name} in the checkpoint was made for a grid of {length} cells that is not square, and nothing tells which: '
+        'give the model the img_size of the pretraining'
+    )
 
 
 def resize_position_table(table: Tensor, source: tuple[int, int], grid: tuple[int, int], by_scale: bool = False) -> Tensor:

@@ -7,11 +7,12 @@ from typing import Any
 
 from mmengine.utils import to_2tuple
 
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, argument
+from .hugging_face_configs import by_hugging_face_config, pixels, preprocessor_view
 from .layouts import TIMM_HEADS
 from .reading import StateDict
-from .spec import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, ViewSpec
-from .tables import grid_of_table, square_grid
+from .spec import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ViewSpec
+from .tables import grid_of_table, square_grid, unknown_grid
 from .timm_names import is_packed
 
 SIZES = {
@@ -24,22 +25,26 @@ SIZES = {
 }
 # What the models of a family have unless an argument says otherwise.
 PLAIN = dict(patch_size=16, img_size=224, in_chans=3, mlp_ratio=4.0, class_token=True, reg_tokens=0, no_embed_class=False, init_values=None)
-PLAIN |= dict(qkv_bias=True, proj_bias=True, qk_norm=False)
+PLAIN |= dict(qkv_bias=True, proj_bias=True, qk_norm=False, global_pool='token')
 DINOV2 = PLAIN | dict(patch_size=14, img_size=518, init_values=1e-5)
 DINOV3 = dict(patch_size=16, img_size=256, in_chans=3, mlp_ratio=4.0, num_reg_tokens=4, qkv_bias=False)
 FAMILIES = {
     'vit_{}_patch16_224': PLAIN,
+    'deit_{}_distilled_patch16_224': PLAIN,
     'vit_{}_patch14_dinov2': DINOV2,
     'vit_{}_patch14_reg4_dinov2': DINOV2 | dict(reg_tokens=4, no_embed_class=True),
     'vit_{}_patch16_dinov3': DINOV3,
     'vit_{}_plus_patch16_dinov3': DINOV3,
-    'eva02_{}_patch14_224': dict(patch_size=14, img_size=224, in_chans=3, mlp_ratio=4 * 2 / 3),
+    'eva02_{}_patch14_224': dict(patch_size=14, img_size=224, in_chans=3, mlp_ratio=4 * 2 / 3, global_pool='avg'),
 }
-HEAD_WIDTH = 64  # of all of DINO's models
+# Heads by (width, depth) of all plain ViTs that timm and its users have released. Others are asked for: heads of 64, 72, 80, 88, 104 and
+# 128 channels are in use.
+RELEASED_HEADS = {**TIMM_HEADS, (256, 14): 4, (320, 14): 5, (384, 36): 6, (512, 12): 8, (512, 20): 8, (640, 12): 10, (832, 21): 13}
+RELEASED_HEADS |= {(896, 12): 14, (1152, 27): 16, (1536, 24): 24, (1664, 48): 16}
+DINOV3_HEADS = {**TIMM_HEADS, (1280, 32): 20, (4096, 40): 32}
+META_HEAD_WIDTH = 64  # in the code of DINOv2 and DINOv3, for all but the largest
+PACKED = dict(mlp_layer='SwiGLUPacked', act_layer='silu')
 GIANT_RATIO = 2.66667 * 2
-ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'quick_gelu': 'quick_gelu', 'relu': 'relu'}
-ACTIVATIONS |= {'silu': 'silu', 'swish': 'silu'}
-PIL_MODES = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
 
 
 @dataclass
@@ -59,12 +64,19 @@ def is_released_vit(state: Mapping) -> bool:
     """Whether an encoder without a description, under timm's names, is a plain ViT of others: CAE's and BEiT's have biases for queries and
     values, and nothing that CAEViT lacks.
     """
-    foreign = ('reg_token', 'blocks.0.attn.qkv.bias', 'blocks.0.ls1.gamma', 'blocks.0.attn.q_proj.weight', 'blocks.0.mlp.fc1_g.weight')
-    return any(key in state for key in (*foreign, 'rope.freqs', 'norm_pre.weight')) or is_packed(state) or 'cls_token' not in state
+    foreign = ('reg_token', 'norm_pre.weight', 'rope.freqs')
+    foreign += ('blocks.0.ls1.gamma', 'blocks.0.attn.q_proj.weight', 'blocks.0.mlp.fc1_g.weight')
+    own = ('cls_token', 'blocks.0.attn.q_bias')
+    return any(key in state for key in foreign) or is_packed(state) or any(key not in state for key in own)
 
 
 def timm_model_of(
-    state: StateDict, config: Mapping, origin: str, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None
+    state: StateDict,
+    config: Mapping,
+    origin: str,
+    num_heads: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    layout: str = 'timm',
 ) -> TimmModel:
     """The model of timm in which an encoder fits.
 
@@ -73,30 +85,33 @@ def timm_model_of(
         config: The content of the config.json beside the file, with `preprocessor` in it; empty where there is none.
         origin: What to call the file in messages.
         num_heads, img_size: Where neither config nor the rules of the layout tell.
+        layout: Whose file it was, see :func:`.timm_names.layout_of`.
 
     Raises:
         CheckpointError: It is none that is known by its tensors.
     """
     if 'architecture' in config:
-        return by_timm_config(config)
-    wanted = img_size or config.get('image_size')
-    found, family, sizes = by_tensors(state, origin, to_2tuple(wanted) if wanted else None)
-    if found['num_heads'] is None:
-        found['num_heads'] = config.get('num_attention_heads') or num_heads
-    elif config.get('num_attention_heads'):
-        found['num_heads'] = config['num_attention_heads']
-    if num_heads is not None and found['num_heads'] != num_heads:
-        found['num_heads'] = num_heads
+        return by_timm_config(config, origin, state)
+    told = config.get('image_size')  # which a table is of; without one the encoder takes any
+    wanted = (told or img_size) if 'pos_embed' in state else (img_size or told)
+    found, family, sizes = by_tensors(state, origin, to_2tuple(wanted) if wanted else None, layout)
+    if found['num_heads'] is None and layout != 'timm' and family != 'vit_{}_patch16_224' and found['embed_dim'] % META_HEAD_WIDTH == 0:
+        found['num_heads'] = found['embed_dim'] // META_HEAD_WIDTH
+    found['num_heads'] = num_heads or config.get('num_attention_heads') or found['num_heads']
     name, arguments = name_of_model(found, family, sizes)
-    arguments |= by_hugging_face_config(config, family)
-    size = to_2tuple(found['img_size'])
-    return TimmModel(dict(model_name=name, **arguments), preprocessor_view(config.get('preprocessor') or {}, size))
+    arguments |= by_hugging_face_config(config, family, origin)
+    # All but timm's augreg ViTs have ImageNet's mean and deviation.
+    mean, std = (CLIP_MEAN, CLIP_STD) if family.startswith('eva02') else (IMAGENET_MEAN, IMAGENET_STD)
+    view = preprocessor_view(config.get('preprocessor') or {}, to_2tuple(found['img_size']), mean, std, origin)
+    return TimmModel(dict(model_name=name, **arguments), view)
 
 
-def by_timm_config(config: Mapping) -> TimmModel:
-    """The model that timm's own config.json names."""
+def by_timm_config(config: Mapping, origin: str, state: Mapping) -> TimmModel:
+    """The model that timm's own config.json names; packed SwiGLUs, which JSON cannot, are told by the tensors, as for UNI 2 and Virchow."""
     arguments = {key: value for key, value in (config.get('model_args') or {}).items() if key not in ('num_classes', 'dynamic_img_size')}
-    cfg = config.get('pretrained_cfg') or {}
+    if is_packed(state) and 'blocks.0.attn.qkv.bias' in state:
+        arguments = PACKED | arguments
+    cfg = config.get('pretrained_cfg') or config  # early files have it without a name
     if config.get('global_pool') and 'global_pool' not in arguments:
         arguments['global_pool'] = config['global_pool']
     name = str(config['architecture']).split('.')[0]
@@ -106,46 +121,51 @@ def by_timm_config(config: Mapping) -> TimmModel:
     view = None
     if mean and std:
         crop = min(float(cfg.get('crop_pct') or 1.0), 1.0)
-        view = ViewSpec(pixels(mean), pixels(std), size, cfg.get('interpolation') or 'bicubic', crop)
+        mean, std = pixels(mean, 'mean', origin), pixels(std, 'std', origin)
+        view = ViewSpec(mean, std, size, cfg.get('interpolation') or 'bicubic', crop)
     return TimmModel(dict(model_name=name, **arguments), view)
 
 
-def by_hugging_face_config(config: Mapping, family: str) -> dict:
-    """Arguments that only Hugging Face's config.json tells: the activation, the norms' epsilon, the base of the rotary positions."""
-    arguments = {}
-    activation, eps = config.get('hidden_act'), config.get('layer_norm_eps')
-    if config.get('use_gated_mlp') and activation not in (None, 'silu'):
-        raise CheckpointError(f"config.json has use_gated_mlp with hidden_act={activation!r}, and timm's gated MLPs have 'silu' alone")
-    if activation not in (None, 'gelu') and not config.get('use_swiglu_ffn') and not config.get('use_gated_mlp'):
-        if activation not in ACTIVATIONS:
-            raise CheckpointError(f'config.json has hidden_act={activation!r}; known are {", ".join(ACTIVATIONS)}')
-        arguments['act_layer'] = ACTIVATIONS[activation]
-    if eps is not None and eps != (1e-5 if 'dinov3' in family else 1e-6):
-        arguments['norm_layer'] = dict(type='LayerNorm', eps=eps)
-    if 'dinov3' in family and config.get('rope_theta') not in (None, 100.0):
-        arguments['rope_temperature'] = config['rope_theta']
-    return arguments
-
-
-def by_tensors(state: StateDict, origin: str, img_size: tuple[int, int] | None) -> tuple[dict, str, tuple[str, ...]]:
+def by_tensors(state: StateDict, origin: str, img_size: tuple[int, int] | None, layout: str) -> tuple[dict, str, tuple[str, ...]]:
     """All that the tensors tell: arguments of timm, the family out of `FAMILIES`, and the sizes of it that have these parts."""
     kernel = state.get('patch_embed.proj.weight')
     if kernel is None or kernel.ndim != 4:
         raise CheckpointError(f'{origin} has no whole encoder: patch_embed.proj.weight is missing')
-    for key, why in {'rope.freqs': 'learned rotary positions', 'norm_pre.weight': 'a norm in front of its blocks, as CLIP has it'}.items():
-        if key in state:
+    scaled = any(key.startswith('blocks.0.ls') for key in state)
+    first, positions = 'blocks.0.norm1.', 'pos_embed' in state
+    ambiguous = (
+        ('learned rotary positions', 'rope.freqs' in state, 'vit_small_patch16_rope_mixed_224'),
+        ('a norm in front of its blocks, as CLIP has it', 'norm_pre.weight' in state, 'vit_base_patch16_clip_quickgelu_224'),
+        ('norms without biases', f'{first}weight' in state and f'{first}bias' not in state, 'aimv2_large_patch14_224'),
+        ('parallel layers', f'{first}weight' not in state, 'vit_small_patch16_18x2_224'),
+        ('no final norm', not {'norm.weight', 'fc_norm.weight'} & set(state), 'vit_base_patch16_radio_v3'),
+        ('norms inside its attentions', 'blocks.0.attn.norm.weight' in state, 'eva02_base_patch16_clip_224'),
+        ('differential attention', 'blocks.0.attn.lambda_q1' in state, 'vit_dwee_patch16_reg1_gap_256'),
+        ('a biased projection and no positions', 'blocks.0.attn.qkv.bias' in state and not positions, 'vit_small_patch16_rope_224'),
+        ('gamma_1 and positions', 'blocks.0.gamma_1' in state and positions, 'vit_small_patch16_rope_ape_224'),
+        ('neither cls token nor positions', 'cls_token' not in state and not positions, 'vit_medium_patch16_rope_reg1_gap_256'),
+        # Their activations differ, and one normalises behind its branches; Hugging Face has I-JEPA's alone under these names.
+        (
+            'no cls token',
+            layout != 'huggingface' and not scaled and 'cls_token' not in state and positions,
+            'vit_base_patch16_siglip_224',
+        ),
+    )
+    for why, found, example in ambiguous:
+        if found:
             raise CheckpointError(
-                f'{origin} is a ViT with {why}, which several models of timm have: name it, as in '
-                "load_encoder(path, model_name='vit_base_patch16_clip_quickgelu_224')"
+                f'{origin} is a ViT with {why}, which several models of timm have: name it, as by {argument("model_name", example)}'
             )
+    first_layer = 'blocks.0.mlp.fc1_g.weight' if 'blocks.0.mlp.fc1_g.weight' in state else 'blocks.0.mlp.fc1.weight'
+    if first_layer not in state:
+        raise CheckpointError(f'{origin} has no whole encoder: {first_layer} is missing')
     dim, channels, *patch = kernel.shape
     depth = len({key.split('.')[1] for key in state if key.startswith('blocks.')})
     found = dict(embed_dim=dim, depth=depth, patch_size=patch[0] if patch[0] == patch[1] else tuple(patch), in_chans=channels)
     registers = state['reg_token'].shape[1] if 'reg_token' in state else 0
-    scaled = any(key.startswith('blocks.0.ls') for key in state)
     gated = is_packed(state) or 'blocks.0.mlp.fc1_g.weight' in state
-    hidden = len(state['blocks.0.mlp.fc1_g.weight' if 'blocks.0.mlp.fc1_g.weight' in state else 'blocks.0.mlp.fc1.weight'])
-    found['num_heads'] = dim // HEAD_WIDTH if (scaled or registers or 'pos_embed' not in state) and dim % HEAD_WIDTH == 0 else None
+    hidden = len(state[first_layer])
+    found['num_heads'] = (RELEASED_HEADS if positions else DINOV3_HEADS).get((dim, depth))
     if 'pos_embed' not in state:
         separate = 'blocks.0.mlp.fc1_g.weight' in state
         found |= dict(num_reg_tokens=registers, qkv_bias='blocks.0.attn.q_bias' in state or 'blocks.0.attn.qkv.bias' in state)
@@ -158,28 +178,36 @@ def by_tensors(state: StateDict, origin: str, img_size: tuple[int, int] | None) 
     if gated and not scaled:
         hidden = hidden // 2 if is_packed(state) else hidden
         found |= dict(mlp_ratio=ratio(hidden, dim), img_size=side(state['pos_embed'][:, 1:], patch, img_size, origin))
-        found['num_heads'] = found['num_heads'] or (dim // HEAD_WIDTH if dim % HEAD_WIDTH == 0 else None)
+        found['global_pool'] = 'token' if 'norm.weight' in state else 'avg'
         return found, 'eva02_{}_patch14_224', ('tiny', 'small') if is_packed(state) else ('base', 'large')
-    cls = int('cls_token' in state)
-    length = state['pos_embed'].shape[1]
-    alone = registers > 0 or (square_grid(length) is not None and square_grid(length - cls) is None) or not cls
+    cls, distilled = 'cls_token' in state, 'dist_token' in state
+    length, prefix = state['pos_embed'].shape[1], cls + distilled + registers
+    if layout == 'timm' and not distilled:
+        # Registers have positions only where the table is a grid no other way.
+        cells = None if img_size is None else math.prod(side // size for side, size in zip(img_size, patch, strict=True))
+        square, behind = square_grid(length) is not None, length > prefix and square_grid(length - prefix) is not None
+        alone = square and (registers > 0 or not behind) or (registers > 0 and not behind)
+        alone = {length: True, length - prefix: False}.get(cells, alone)
+    else:  # the others' tables begin with cls, unless it was taken out beside registers
+        alone = registers > 0
     found |= dict(
-        class_token=bool(cls),
+        class_token=cls,
         reg_tokens=registers,
-        no_embed_class=bool(alone and (cls or registers)),
+        no_embed_class=alone and prefix > 0,
         init_values=1e-5 if scaled else None,
         qkv_bias='blocks.0.attn.qkv.bias' in state,
         proj_bias='blocks.0.attn.proj.bias' in state,
         qk_norm='blocks.0.attn.q_norm.weight' in state,
         mlp_ratio=ratio(hidden, dim),
-        img_size=side(state['pos_embed'][:, 0 if alone else cls :], patch, img_size, origin),
+        img_size=side(state['pos_embed'][:, 0 if alone else prefix :], patch, img_size, origin),
     )
     if gated:
-        found |= dict(mlp_layer='SwiGLUPacked', act_layer='silu')
-    if not cls:
-        found['global_pool'] = 'avg' if 'fc_norm.weight' in state else ''
+        found |= PACKED
+    found['global_pool'] = 'avg' if 'norm.weight' not in state else 'token' if cls else ''
+    if distilled:
+        del found['class_token'], found['reg_tokens'], found['no_embed_class']
+        return found, 'deit_{}_distilled_patch16_224', ('tiny', 'small', 'base')
     if not scaled or found['patch_size'] != 14:
-        found['num_heads'] = TIMM_HEADS.get((dim, depth), found['num_heads'])
         return found, 'vit_{}_patch16_224', ('tiny', 'small', 'base', 'large')
     family = 'vit_{}_patch14_reg4_dinov2' if registers else 'vit_{}_patch14_dinov2'
     return found, family, ('giant',) if gated else ('small', 'base', 'large')
@@ -191,7 +219,7 @@ def name_of_model(found: Mapping, family: str, sizes: tuple[str, ...]) -> tuple[
     size = next((size for size in sizes if SIZES[size] == own), 'small' if 'small' in sizes else sizes[0])
     defaults = FAMILIES[family] | SIZES[size]
     if size == 'giant':
-        defaults = defaults | dict(mlp_layer='SwiGLUPacked', act_layer='silu', mlp_ratio=GIANT_RATIO)
+        defaults = defaults | PACKED | dict(mlp_ratio=GIANT_RATIO)
         if int(found['mlp_ratio'] * found['embed_dim']) == int(GIANT_RATIO * found['embed_dim']):
             defaults['mlp_ratio'] = found['mlp_ratio']
     return family.format(size), {name: value for name, value in found.items() if name not in defaults or not equal(value, defaults[name])}
@@ -217,32 +245,6 @@ def side(table, patch, img_size: tuple[int, int] | None, origin: str) -> int | t
     likely = tuple(pixels // size for pixels, size in zip(img_size or (0, 0), patch, strict=True))
     grid = grid_of_table(table, likely)
     if grid is None:
-        raise CheckpointError(
-            f'{origin} was made for {table.shape[1]} patches, which are no square, and nothing tells their grid: give '
-            'img_size=(height, width) of its training'
-        )
+        raise unknown_grid(origin, table)
     height, width = (cells * size for cells, size in zip(grid, patch, strict=True))
     return height if height == width else (height, width)
-
-
-def preprocessor_view(config: Mapping, size: tuple[int, int]) -> ViewSpec:
-    """The view of Hugging Face's preprocessor_config.json; ImageNet's where nothing is told, which all but timm's augreg ViTs have."""
-    mean, std = config.get('image_mean'), config.get('image_std')
-    mean, std = (pixels(mean), pixels(std)) if mean and std else (IMAGENET_MEAN, IMAGENET_STD)
-    mode = config.get('resample')
-    resized, cut = (edge(config.get(name)) for name in ('size', 'crop_size'))
-    crop = cut / resized if cut and resized and cut <= resized and config.get('do_center_crop') else (1.0 if config else None)
-    mode = PIL_MODES.get(mode, 'bicubic')
-    return ViewSpec(mean, std, size, mode if mode in INTERPOLATIONS else 'bicubic', crop)
-
-
-def edge(size: Any) -> int | None:
-    """The short edge in a size of Hugging Face's: a number, or one by name."""
-    if isinstance(size, Mapping):
-        size = size.get('shortest_edge') or size.get('height')
-    return size if type(size) is int else None
-
-
-def pixels(values) -> tuple[float, ...]:
-    """Numbers of pixels in [0, 1] for those in [0, 255]."""
-    return tuple(round(255 * value, 4) for value in values)

@@ -25,6 +25,7 @@ DINOV3 = (
 )
 HUGGING_FACE = (
     ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.distillation_token', 'dist_token'),
     ('embeddings.position_embeddings', 'pos_embed'),
     ('embeddings.register_tokens', 'reg_token'),
     ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'),
@@ -32,9 +33,11 @@ HUGGING_FACE = (
     ('layernorm.', 'norm.'),
     ('norm.', 'norm.'),
     ('encoder.relative_position_bias.relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'),
+    ('shared_position_bias.relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'),
 )
 HUGGING_FACE_BLOCK = (
     ('attention.attention.relative_position_bias.relative_position_bias_table', 'attn.relative_position_bias_table'),
+    ('relative_position_bias.relative_position_bias_table', 'attn.relative_position_bias_table'),
     ('attention.output.dense.', 'attn.proj.'),
     ('attention.o_proj.', 'attn.proj.'),
     ('layernorm_before.', 'norm1.'),
@@ -52,20 +55,27 @@ HUGGING_FACE_BLOCK = (
     ('lambda_1', 'gamma_1'),
     ('lambda_2', 'gamma_2'),
 )
-HUGGING_FACE_LAYER = re.compile(r'^(?:encoder\.)?layer\.(\d+)\.')
+# In the files that transformers writes, and in the state dicts of its models since version 5.
+HUGGING_FACE_LAYER = re.compile(r'^(?:(?:encoder|model)\.)?layers?\.(\d+)\.')
 QUERY_KEY_VALUE = re.compile(r'attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(weight|bias)$')
 
 
 def layout_of(state: Mapping) -> str:
     """Whose names the tensors of a plain ViT have: 'timm', 'dinov2' or 'dinov3' (Meta's), or 'huggingface'."""
-    if 'embeddings.cls_token' in state:
+    if any(key.startswith('embeddings.patch_embeddings.') for key in state):
         return 'huggingface'
-    if 'storage_tokens' in state or 'rope_embed.periods' in state or any(key.endswith('.qkv.bias_mask') for key in state):
+    if is_dinov3(state):
         return 'dinov3'
     masked = state.get('mask_token')  # MAE's, of its decoder, has three dimensions
     if masked is not None and masked.ndim == 2 and 'blocks.0.attn.q_bias' not in state or any(CHUNK.match(key) for key in state):
         return 'dinov2'
     return 'timm'
+
+
+def is_dinov3(state: Mapping) -> bool:
+    """Whether an encoder is DINOv3's, under Meta's or Hugging Face's names: under timm's it differs from CAE's by its positions alone."""
+    own = ('storage_tokens', 'rope_embed.periods', 'embeddings.patch_embeddings.weight')
+    return any(key in state for key in own) or any(key.endswith('.qkv.bias_mask') for key in state)
 
 
 def to_timm_names(state: Mapping) -> StateDict:
@@ -78,7 +88,8 @@ def to_timm_names(state: Mapping) -> StateDict:
         CheckpointError: A key of Hugging Face's layout that is not known.
     """
     layout = layout_of(state)
-    state = {key: value for key, value in state.items() if not key.startswith(HEADS) and not BUFFERS.match(key)}
+    # A model without registers can have an empty tensor of them.
+    state = {key: value for key, value in state.items() if not key.startswith(HEADS) and not BUFFERS.match(key) and value.numel()}
     if layout == 'huggingface':
         return from_hugging_face(state)
     if layout == 'timm':
@@ -125,7 +136,7 @@ def registers_behind_positions(state: StateDict, name: str) -> StateDict:
     return {
         **state_without(state, name, 'cls_token'),
         'reg_token': state[name],
-        'cls_token': state['cls_token'] + table[:, :1],
+        'cls_token': state['cls_token'].float() + table[:, :1].float(),  # half precision would round the sum
         'pos_embed': table[:, 1:],
     }
 
@@ -138,7 +149,7 @@ def state_without(state: Mapping, *names: str) -> StateDict:
 def from_hugging_face(state: Mapping) -> StateDict:
     """Hugging Face's ViT, DINOv2 and DINOv3 under timm's names; their BEiT under timm's BEiT's, which are CAE's too."""
     gated = any('.mlp.gate_proj.' in key for key in state)
-    dinov3 = any('.attention.o_proj.' in key for key in state)
+    dinov3 = is_dinov3(state)
     renamed, parts = {}, {}
     for key, value in state.items():
         layer = HUGGING_FACE_LAYER.match(key)
@@ -161,13 +172,28 @@ def from_hugging_face(state: Mapping) -> StateDict:
         weights = [parts[block, 'weight', letter] for letter in 'qkv']
         biases = {letter: parts.get((block, 'bias', letter)) for letter in 'qkv'}
         renamed[f'{block}attn.qkv.weight'] = torch.cat(weights)
-        if biases['k'] is not None:
-            renamed[f'{block}attn.qkv.bias'] = torch.cat(list(biases.values()))
-        elif biases['q'] is not None:
-            renamed |= {f'{block}attn.q_bias': biases['q'], f'{block}attn.v_bias': biases['v']}
+        if dinov3 and biases['k'] is not None and biases['k'].any():
+            raise CheckpointError(f"The keys' projection of {block.rstrip('.')} has a bias, which DINOv3's has not: timm has no such model")
+        if all(bias is None for bias in biases.values()):
+            continue
+        fused = biases['k'] is not None and not dinov3
+        query, key, value = (weights[0].new_zeros(len(weights[0])) if bias is None else bias for bias in biases.values())
+        if fused:
+            renamed[f'{block}attn.qkv.bias'] = torch.cat((query, key, value))
+        else:
+            renamed |= {f'{block}attn.q_bias': query, f'{block}attn.v_bias': value}
     if dinov3:
-        return without_zero_biases(renamed)
+        return without_zero_biases(with_all_biases(renamed))
+    if gated:  # DINOv2's SwiGLU, whose gate and value timm has in one layer
+        for key in [key for key in renamed if '.mlp.fc1_g.' in key]:
+            renamed[key.replace('fc1_g', 'fc1')] = torch.cat((renamed.pop(key), renamed.pop(key.replace('fc1_g', 'fc1_x'))))
     return registers_behind_positions(renamed, 'reg_token')
+
+
+def with_all_biases(state: Mapping) -> StateDict:
+    """DINOv3 of Hugging Face's, whose config can leave out biases: timm's always has those of the projection and the MLP."""
+    layers = [key.removesuffix('weight') for key in state if re.search(r'\.(attn\.proj|mlp\.fc\w+)\.weight$', key)]
+    return {**{f'{layer}bias': state[f'{layer}weight'].new_zeros(len(state[f'{layer}weight'])) for layer in layers}, **state}
 
 
 def is_packed(state: Mapping) -> bool:

@@ -2,20 +2,21 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmengine.utils import to_2tuple
 
-from ..utils.errors import CheckpointError
+from ..utils.errors import CheckpointError, argument
 from .folders import config_of
+from .hugging_face_configs import checked_config, preprocessor_view
 from .layouts import CAE_DECODER_HEADS, TIMM_BACKBONE, Place, content_of, heads_of, library_of, locate, meta_of, name_of
 from .reading import StateDict
 from .renaming import cae_of, encoder_of, is_v2, left_out, one_norm, to_mmcae, without_redundant
-from .spec import META, EncoderSpec, Origin, ViewSpec
-from .tables import grid_of_table
-from .timm_models import TimmModel, by_timm_config, is_released_vit, preprocessor_view, timm_model_of
-from .timm_names import beyond_cae, layout_of, to_timm_names
+from .spec import IMAGENET_MEAN, IMAGENET_STD, META, EncoderSpec, Origin, ViewSpec
+from .tables import grid_of_table, unknown_grid
+from .timm_models import TimmModel, by_timm_config, is_released_vit, timm_model_of
+from .timm_names import beyond_cae, is_dinov3, layout_of, to_timm_names
 
 METHOD = 'method'  # the place of the method's description in the metadata
 NEEDED = ('cls_token', 'pos_embed', 'patch_embed.proj.weight', 'blocks.0.attn.q_bias', 'blocks.0.mlp.fc1.weight')
@@ -50,6 +51,10 @@ class Weights:
         """Whether the encoder is one for TimmEncoder: described as such, or a released ViT that has parts other than CAE's."""
         if self.described is not None:
             return self.described.type == 'TimmEncoder'
+        if self.place.kind == 'encoder' and 'architecture' in self.config:  # timm's, whose BEiT has CAE's names
+            return not str(self.config['architecture']).startswith(('beit_', 'beitv2_'))
+        if self.place.kind in ('encoder', 'huggingface') and is_dinov3(self.place.state):
+            return True
         return self.place.kind in ('mmcae', 'encoder', 'huggingface') and is_released_vit(self.vit)
 
     @property
@@ -83,7 +88,7 @@ class Weights:
         if self.described is not None:
             self.check_num_heads(self.described, num_heads)
             return TimmModel(dict(self.described.arguments), self.described.view)
-        return timm_model_of(self.vit, self.config, self.origin, num_heads, img_size)
+        return timm_model_of(self.vit, self.config, self.origin, num_heads, img_size, self.library)
 
     def encoder_config(self, num_heads: int | None = None, img_size: int | tuple[int, int] | None = None) -> dict:
         """The config that builds the encoder from the registry, a CAEViT or a TimmEncoder; the arguments are those of :meth:`spec`.
@@ -96,16 +101,34 @@ class Weights:
             self.view, config = found.view, dict(type='mmcae.TimmEncoder', **found.arguments)
             unknown, width = config.get('num_heads', 0) is None, self.vit['patch_embed.proj.weight'].shape[0]
         else:
+            self.check_norms()
             self.described = spec = self.spec(num_heads, img_size)
             config, unknown, width = spec.config(), spec.num_heads is None, spec.embed_dims
         if unknown:
-            raise unknown_heads(self.origin, 'encoder', width, 'num_heads=')
+            raise unknown_heads(self.origin, 'encoder', width, 'num_heads')
         return config
+
+    def check_norms(self):
+        """Refuse blocks that timm's EVA has with its norms in front of the branches or behind them, under the same names.
+
+        Raises:
+            CheckpointError: With the models' names. CAE's and BEiT's encoders have a layer scale, and norms in front.
+        """
+        state, others = self.place.state, ('blocks.0.gamma_1', 'blocks.0.attn.relative_position_bias_table')
+        told = self.described is not None or 'architecture' in self.config or self.place.kind != 'encoder'
+        if told or 'blocks.0.attn.q_bias' not in state or any(key in state for key in others):
+            return
+        raise CheckpointError(
+            f'{self.origin} has no layer scale, and nothing tells whether the norms of its blocks stand in front of the branches, as in '
+            f"timm's eva_giant_patch14_224, or behind them, as in eva02_enormous_patch14_clip_224: name it, as by "
+            f'{argument("model_name", "eva_giant_patch14_224")}; load an encoder of CAE by init_cfg of mmcae.CAEViT'
+        )
 
     def check_num_heads(self, spec: EncoderSpec, num_heads: int | None):
         """Refuse another number of heads than the checkpoint tells."""
         if num_heads is not None and spec.num_heads not in (None, num_heads):
-            raise CheckpointError(f'num_heads={num_heads} was given, but the encoder in {self.origin} has {spec.num_heads}: leave it out')
+            given = argument('num_heads', num_heads)
+            raise CheckpointError(f'{given} was given, but the encoder in {self.origin} has {spec.num_heads}: leave it out')
 
     @property
     def cae(self) -> StateDict:
@@ -166,10 +189,7 @@ class Weights:
         likely = tuple(pixels // size for pixels, size in zip(to_2tuple(img_size or 0), patch, strict=True))
         grid = grid_of_table(table, likely)
         if grid is None:
-            raise CheckpointError(
-                f'{self.origin} was made for {table.shape[1]} patches, which are no square, and nothing tells their grid: '
-                'give img_size=(height, width) of its training'
-            )
+            raise unknown_grid(self.origin, table)
         told = self.config.get('model_args') or {}
         heads = (
             self.config.get('num_attention_heads')
@@ -179,8 +199,11 @@ class Weights:
         if sizes['use_rel_pos_bias']:
             heads = state['blocks.0.attn.relative_position_bias_table'].shape[1]
         pixels = tuple(cells * size for cells, size in zip(grid, patch, strict=True))
-        view = preprocessor_view(self.config['preprocessor'], pixels) if 'preprocessor' in self.config else None
-        view = by_timm_config(self.config).view if 'architecture' in self.config else view
+        view, prepared = None, self.config.get('preprocessor')
+        if prepared is not None:
+            view = preprocessor_view(prepared, pixels, IMAGENET_MEAN, IMAGENET_STD, self.origin)
+        if 'architecture' in self.config:
+            view = by_timm_config(self.config, self.origin, state).view
         eps = self.config.get('layer_norm_eps', 1e-6)
         arguments = {} if eps == 1e-6 else dict(norm_eps=eps)
         return EncoderSpec(
@@ -201,22 +224,24 @@ class Weights:
         if told is None and self.place.kind in ('official', 'mmpretrain'):
             told = CAE_DECODER_HEADS.get(dim)
         if num_heads is not None and told not in (None, num_heads):
-            raise CheckpointError(f'decoder_num_heads={num_heads} was given, but {self.origin} has {told}: leave it out')
+            given = argument('decoder_num_heads', num_heads)
+            raise CheckpointError(f'{given} was given, but {self.origin} has {told}: leave it out')
         heads = told if num_heads is None else num_heads
         if heads is None:
-            raise unknown_heads(self.origin, 'regressor and decoder', dim, 'decoder_num_heads=')
+            raise unknown_heads(self.origin, 'regressor and decoder', dim, 'decoder_num_heads')
         if not fits(heads, dim, inner):
-            raise CheckpointError(f'decoder_num_heads={heads} does not fit a width of {dim} with {inner} inside the attention')
+            given = argument('decoder_num_heads', heads)
+            raise CheckpointError(f'{given} does not fit a width of {dim} with {inner} inside the attention')
         return heads
 
 
 def read_weights(
-    source: str | Path | Mapping, prefix: str = '', kind: str | None = None, norm: str | None = None, origin: str | None = None
+    source: str | Path | Mapping | Weights, prefix: str = '', kind: str | None = None, norm: str | None = None, origin: str | None = None
 ) -> Weights:
     """Read a checkpoint of any layout.
 
     Args:
-        source: A file, a checkpoint's content, or a state dict.
+        source: A file, a checkpoint's content, or a state dict. Weights that were read already are taken as they are.
         prefix: What stands before the model's names, needed where a file has several models, see :func:`.layouts.locate`.
         kind: The layout, where it is not recognised.
         norm: See :func:`.renaming.to_mmcae`.
@@ -225,16 +250,40 @@ def read_weights(
     Raises:
         CheckpointError: The file cannot be read, holds no model of a known layout or several, or describes itself wrongly.
     """
+    if isinstance(source, Weights):
+        return replace(source)  # loading fills in what it infers
     content, origin = content_of(source), origin or name_of(source)
     place = locate(content, prefix, kind, origin)
     meta = meta_of(content)
     described = EncoderSpec.from_dict(meta[META], origin) if META in meta and not prefix else None
+    if described is None:
+        refuse_detectors(place, origin)
     method = meta.get(METHOD) if isinstance(meta.get(METHOD), Mapping) else {}
     own = place.kind == 'mmcae' and any(key.startswith(TIMM_BACKBONE) for key in place.state)
-    state = without_redundant(place.state) if own else to_mmcae(place.state, place.kind, norm)
+    try:
+        state = without_redundant(place.state) if own else to_mmcae(place.state, place.kind, norm)
+    except CheckpointError as error:
+        raise CheckpointError(f'{origin}: {error}') from error
     if described is not None and described.type == 'TimmEncoder' and place.kind == 'encoder':
         state = {TIMM_BACKBONE + key: value for key, value in place.state.items()}
-    return Weights(origin, place, state, described, method, config_of(source), norm)
+    config = config_of(source)
+    if place.kind == 'huggingface':
+        config = checked_config(config, place.state, origin)
+    return Weights(origin, place, state, described, method, config, norm)
+
+
+def refuse_detectors(place: Place, origin: str):
+    """Stop at the encoder of a detector of LW-DETR, which has CAE's names, and was trained on without cls token and final norm.
+
+    Raises:
+        CheckpointError: With the file to take.
+    """
+    names = ('blocks.0.attn.q_bias', 'blocks.0.gamma_1', 'pos_embed')
+    if place.kind == 'encoder' and 'cls_token' not in place.state and all(name in place.state for name in names):
+        raise CheckpointError(
+            f"{origin} holds CAE's encoder without its cls token, as LW-DETR's detectors have it, and an encoder here has one: take "
+            'the file that was given to LW-DETR as --pretrained_encoder'
+        )
 
 
 def sizes_of(state: StateDict, origin: str) -> dict:
@@ -281,9 +330,9 @@ def fits(heads: int, dim: int, inner: int) -> bool:
     return type(heads) is int and 0 < heads <= dim and dim // heads * heads == inner
 
 
-def unknown_heads(origin: str, part: str, dim: int, argument: str) -> CheckpointError:
-    """What to raise where the number of heads must be given."""
+def unknown_heads(origin: str, part: str, dim: int, name: str) -> CheckpointError:
+    """What to raise where the number of heads must be given, by the argument of this name."""
     return CheckpointError(
-        f'{origin} does not tell the number of heads of its {part} ({dim} wide), and tensors cannot: give {argument}. '
+        f'{origin} does not tell the number of heads of its {part} ({dim} wide), and tensors cannot: give {argument(name)}. '
         "CAE's own tiny, small and base have 12; timm's and DeiT's have 3, 6 and 12"
     )

@@ -68,13 +68,14 @@ def convert_cae(args):
     from ..utils.errors import CheckpointError
 
     weights = read_weights(args.src, args.prefix, args.kind, args.norm)
+    weights.check_norms()
     spec, cae, pool = weights.spec(args.num_heads), weights.cae, args.pool or 'token'
     if spec.type == 'TimmEncoder' and args.to not in ('mmcae', 'encoder'):
         raise CheckpointError(
             f'{args.src} holds a ViT of timm, for which the layout {args.to!r} has no names: mmcae export writes it for other tools'
         )
     if args.to == 'timm' and spec.num_heads is None:
-        raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, '--num-heads')
+        raise unknown_heads(weights.origin, 'encoder', spec.embed_dims, 'num_heads')
     make = dict(
         mmcae=lambda: cae,
         encoder=lambda: weights.encoder,

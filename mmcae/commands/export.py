@@ -31,6 +31,7 @@ def add_arguments(parser):
         '--prefix', default='', help="which encoder, where the checkpoint has several: what its names begin with, as 'teacher.'"
     )
     parser.add_argument('--norm', help="which final norm, where the checkpoint has two: 'norm' or 'fc_norm'")
+    parser.add_argument('--model-name', metavar='NAME', help="of the encoder in timm, where its file does not tell, such as CLIP's")
     parser.add_argument('--num-heads', type=int, help='of the encoder, where its file does not tell')
     parser.add_argument(
         '--img-size', type=int, nargs='+', metavar='PIXELS', help="one number, or height and width (default: the encoder's)"
@@ -56,7 +57,7 @@ def run(args):
     check_output(args.out, args.to, args.overwrite)  # before a large file is read
     hub = hub_of_user() if args.push else None
     size = args.img_size and (args.img_size[0] if len(args.img_size) == 1 else tuple(args.img_size))
-    settings = {} if size is None else dict(img_size=size)
+    settings = {name: value for name, value in dict(img_size=size, model_name=args.model_name).items() if value is not None}
     encoder = load_encoder(args.encoder, args.num_heads, args.prefix, args.norm, **settings)
     report = export_encoder(encoder, args.out, args.to, args.overwrite)
     print('\n'.join([f'{args.out}: {args.to}, {encoder.num_layers} blocks, {encoder.embed_dims} wide', *report]))

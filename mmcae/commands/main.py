@@ -1,13 +1,14 @@
 """The command `mmcae`, and how each command is run."""
 
 import argparse
-import os
 import re
 import sys
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 
-from ..utils.errors import REFUSED, nearest, one_line_errors
+from ..utils.errors import REFUSED, as_keyword, nearest, one_line_errors, spelled_by
+from ..utils.output import discard
 from ..version import __version__
 
 # Name -> what it does; the module of that name in this folder has the rest.
@@ -83,18 +84,36 @@ def run_command(name, arguments=None, prog=None):
     args = parser.parse_intermixed_args(arguments)
     if hasattr(module, 'check'):
         module.check(args, parser)
-    with one_line_errors():
+    with one_line_errors(), spelled_by(partial(as_option, parser)):
         if find_spec('mmengine'):  # `doctor` has to run without
             import_module('mmcae.registry')
         try:
             module.run(args)
         except BrokenPipeError:  # whoever read the output, such as `head`, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)
             sys.exit(1)
         except KeyboardInterrupt:
             if not hasattr(module, 'INTERRUPTED'):
                 raise
             sys.exit(f'\n{module.INTERRUPTED}')
+
+
+def as_option(parser, name, value=None):
+    """An argument of mmcae's functions as an option of this command; where it has none, of one that writes files which this one reads.
+
+    Commands with a config have the argument in it.
+    """
+    for command in (None,) if option_of(parser, 'cfg_options') else (None, 'convert', 'export'):
+        option = option_of(make_parser(import_module(f'mmcae.commands.{command}')) if command else parser, name)
+        if option:
+            text = option if value is None else f'{option} {value}'
+            return f'{text} to mmcae {command}, and what it writes to this command' if command else text
+    return as_keyword(name, value)
+
+
+def option_of(parser, name):
+    """The option whose value is kept under a name, such as '--num-heads'."""
+    return next((action.option_strings[0] for action in parser._actions if action.dest == name and action.option_strings), None)
 
 
 class OneLineParser(argparse.ArgumentParser):

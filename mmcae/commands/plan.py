@@ -3,16 +3,24 @@
     mmcae plan cae/cae_vit-base-p16_32xb64-amp-coslr-300e_in1k --gpus 32 --gpu A100
     mmcae plan CONFIG --gpus 64 --gpu H100 model.backbone.with_cp=True
     mmcae plan CONFIG --gpu H100 --share 0.45 --images 1281167 --json plan.json
+    mmcae plan mask_rcnn/mask-rcnn_vitdet-base-p16_cae_32xb2-amp-lsj-1024-100e_coco --gpus 32 --gpu H100
 
 Nothing is trained, read or downloaded, and no GPU is needed: a step is computed on tensors that have shapes and no numbers. Its memory is
-counted tensor by tensor; its time is its arithmetic over a share of the GPU's matrix rate, which you state (--share). Detectors cannot be
-planned: what they compute depends on the objects of the images.
+counted tensor by tensor; its time is its arithmetic over a share of the GPU's matrix rate, which you state (--share). What a detector
+computes depends on the images: counted are images of the largest size, 8 objects in each, and all the proposals, RoIs and positives that
+train_cfg allows.
 """
+
+import re
 
 from .arguments import add_changes
 
-DEFAULT_SHARE, PER_CORE, KILOBYTES = 0.35, 570.0, 110.0
-IMAGES = {'imagenet': 1_281_167, 'ade': 20_210, 'voc12': 10_582}  # training images, by a part of data_root
+# Options that are not given. Images of ImageNet are 500x375, those of COCO 640x480, with masks, at 1024x1024. ViTDet-B's published log has
+# 2.8 images a second on an A100 in float32: 0.08 of 156 TFLOPS.
+DEFAULTS = dict(share=0.35, images_per_core=570.0, kilobytes=110.0)
+DEFAULTS_OF_DETECTORS = dict(share=0.08, images_per_core=45.0, kilobytes=160.0)
+# Training images, by the name of a folder in data_root.
+IMAGES = {r'imagenet([-_]?1k)?|ilsvrc2012': 1_281_167, r'ade20k|adechallengedata2016': 20_210, 'voc2012': 10_582, 'coco(2017)?': 117_266}
 
 
 def add_arguments(parser):
@@ -22,15 +30,24 @@ def add_arguments(parser):
         '--gpu', default='A100', help='kind: V100-32, A100-40, A100, L40S, RTX4090, H100, H200, B200 (default: %(default)s)'
     )
     parser.add_argument(
-        '--share', type=float, default=DEFAULT_SHARE, help="share of the GPU's matrix rate that the step reaches (default: %(default)s)"
+        '--share',
+        type=float,
+        help=f"share of the GPU's matrix rate that the step reaches ({default_of('share')})",
     )
     parser.add_argument('--images', type=int, help="training images (default: the data set's where it is known)")
     parser.add_argument(
-        '--images-per-core', type=float, default=PER_CORE, help='that one core loads in a second (default: %(default)s, for 500x375 pixels)'
+        '--images-per-core',
+        type=float,
+        help=f'that one core loads in a second ({default_of("images_per_core")})',
     )
-    parser.add_argument('--kilobytes', type=float, default=KILOBYTES, help='of a file (default: %(default)s, as in ImageNet)')
+    parser.add_argument('--kilobytes', type=float, help=f'of a file ({default_of("kilobytes")})')
     parser.add_argument('--json', metavar='FILE', help='write the figures there')
     add_changes(parser)
+
+
+def default_of(name: str) -> str:
+    """For the help of an option."""
+    return f'default: {DEFAULTS[name]:g}; for a detector {DEFAULTS_OF_DETECTORS[name]:g}'
 
 
 def run(args):
@@ -41,7 +58,7 @@ def run(args):
 
     check_arguments(args, at_least=dict(gpus=1, images=1), shares=('share',), outputs=dict(json=('.json',)))
     for name in ('images_per_core', 'kilobytes'):
-        if not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             raise ConfigError(f'--{name.replace("_", "-")} {getattr(args, name)}: expected a number above 0')
     if args.gpu not in GPUS:
         raise ConfigError(f'--gpu {args.gpu}: known are {", ".join(GPUS)}{nearest(args.gpu, GPUS)}')
@@ -64,26 +81,39 @@ def make_plan(cfg, args) -> dict:
 
     if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
         raise ConfigError(f'{args.config} describes no training: it has no train_dataloader or no optim_wrapper')
+    if 'DeepSpeed' in cfg.optim_wrapper.get('type', ''):
+        raise ConfigError(
+            f"{args.config} cannot be planned: DeepSpeed's step is its own. Plan the same model with an optimizer of torch, such as "
+            'cae/cae_vit-large-p16_32xb64-amp-coslr-1600e_in1k'
+        )
     if cfg.optim_wrapper.get('type', 'OptimWrapper') in ('AmpOptimWrapper', 'mmcae.AmpOptimWrapper'):
-        cfg.optim_wrapper.dtype = 'bfloat16'  # half precision takes the same memory in either form
+        cfg.optim_wrapper.update(type='mmcae.AmpOptimWrapper', dtype='bfloat16')  # mmengine's needs a GPU; float16 takes the same memory
     if cfg.get('default_scope') in compat.LIBRARIES:
         compat.require(cfg.default_scope)
     batch = cfg.train_dataloader.batch_size
     small = max(2, batch // 4)  # batch norms cannot train on one image
     costs = count_costs(cfg, (small, 2 * small))
+    shards = args.gpus if 'FSDP' in str((cfg.get('strategy') or {}).get('type')) else 1
+    costs = costs.shared_out(shards)
+    defaults = DEFAULTS_OF_DETECTORS if costs.objects else DEFAULTS
+    share, per_core, kilobytes = (getattr(args, name) or default for name, default in defaults.items())
     memory, rate = GPUS[args.gpu]
     capacity = memory * 1e9 * USABLE
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
-    speed = args.gpus * args.share * rate * 1e12 / (2 * costs.step)
-    images = args.images or known_images(cfg)
+    speed = args.gpus * share * rate * 1e12 / (2 * costs.step)
+    images = args.images or known_images(cfg.train_dataloader.dataset)
     total = images_of_schedule(cfg, images, args.gpus * batch)
-    cores = speed / args.gpus / args.images_per_core
+    cores = speed / args.gpus / per_core
     hours = total / speed / 3600 if total else None
     return dict(
         parameters=costs.parameters,
         multiply_adds_forward=costs.multiply_adds,
         multiply_adds_step=costs.step,
+        image_size=costs.image_size,
+        objects_per_image=costs.objects,
         batch_size=batch,
+        accumulative_counts=accumulated,
+        shards=shards,
         memory=dict(
             peak=costs.peak(batch),
             weights=costs.weights,
@@ -94,22 +124,33 @@ def make_plan(cfg, args) -> dict:
         ),
         largest_batch=costs.largest_batch(capacity),
         effective_batch=args.gpus * batch * accumulated,
+        share=share,
         images_per_second=speed,
         loader_cores_per_gpu=cores,
-        read_per_second=speed * args.kilobytes * 1e3,
+        images_per_core=per_core,
+        kilobytes_per_image=kilobytes,
+        read_per_second=speed * kilobytes * 1e3,
         images_of_schedule=total,
         hours=hours,
         gpu_hours=hours * args.gpus if hours else None,
     )
 
 
-def known_images(cfg) -> int | None:
-    """How many training images a well-known data set has; None for others."""
-    dataset = cfg.train_dataloader.dataset
-    while 'data_root' not in dataset and 'dataset' in dataset:
-        dataset = dataset.dataset
-    root = str(dataset.get('data_root', '')).lower()
-    return next((images for name, images in IMAGES.items() if name in root), None)
+def known_images(dataset) -> int | None:
+    """How many training images a well-known data set has, or the part of it that a config takes; None for others."""
+    labels = dataset.get('labels')  # of mmcae.LabelSubset: a share, or a number
+    if labels is not None and not isinstance(labels, float):
+        return labels
+    if 'data_root' not in dataset and 'dataset' in dataset:
+        images = known_images(dataset.dataset)
+        return images and round((labels or 1) * images)
+    folders = str(dataset.get('data_root', '')).lower().split('/')
+    return next((images for name, images in IMAGES.items() if any(re.fullmatch(name, folder) for folder in folders)), None)
+
+
+def repeated(dataset) -> int:
+    """How often an epoch has each image, by the `times` of RepeatDataset."""
+    return dataset.get('times', 1) * (repeated(dataset.dataset) if 'dataset' in dataset else 1)
 
 
 def images_of_schedule(cfg, images: int | None, batch: int) -> int | None:
@@ -117,7 +158,7 @@ def images_of_schedule(cfg, images: int | None, batch: int) -> int | None:
     schedule = cfg.train_cfg
     if schedule.get('max_iters'):
         return schedule.max_iters * batch
-    return schedule.max_epochs * images if images else None
+    return schedule.max_epochs * images * repeated(cfg.train_dataloader.dataset) if images else None
 
 
 # ---------------------------------------------------------------- the page
@@ -132,22 +173,38 @@ def describe(cfg, args, figures: dict) -> str:
     for name, number in figures['parameters'].items():
         if number or forward.get(name):
             lines.append(f'{name:24} {number / 1e6:9.1f} M  {forward.get(name, 0) / 1e9:.2f}')
+    height, width = figures['image_size']
+    lines += ['', f'images of {height}x{width} pixels (height x width)']
+    if figures['objects_per_image']:
+        lines[-1] += f', the largest of the pipeline, {figures["objects_per_image"]} objects in each; as many proposals, RoIs and'
+        lines.append('    positives as train_cfg allows, and the RoIs spread evenly over the maps of the pyramid')
     lines += ['', f'a training step: {figures["multiply_adds_step"] / 1e9:.1f} G multiply-adds per image, backward pass included', '']
     lines.append(f'memory per GPU at batch {batch}: {gigabytes(memory["peak"])} of {gigabytes(memory["capacity"])} usable')
     lines.append(
         f'    weights {gigabytes(memory["weights"])}, optimizer {gigabytes(memory["optimizer"])}, gradients '
         f'{gigabytes(memory["gradients"])}, activations and the rest {gigabytes(memory["activations_per_image"])} per image'
     )
+    if figures['shards'] > 1:
+        lines.append(f'    what is trained is shared out over {figures["shards"]} GPUs; the blocks that a step gathers are in no count')
     lines.append(f'    the largest batch that fits: {figures["largest_batch"]}{remedy(cfg, figures)}')
     scaling = cfg.get('auto_scale_lr') or {}
     base, lr = scaling.get('base_batch_size'), cfg.optim_wrapper.get('optimizer', {}).get('lr')
-    chosen = f' (chosen for a batch of {base}; --auto-scale-lr adapts it)' if base and base != figures['effective_batch'] else ''
+    chosen = ''
+    if lr is not None and base and base != figures['effective_batch']:
+        chosen = f' (chosen for a batch of {base}; --auto-scale-lr adapts it)'
+        if scaling.get('enable'):
+            ratio = figures['effective_batch'] / base
+            lr, chosen = lr * ratio, f" (the config's {lr:g} x {ratio:g})"
     lines.append(f'effective batch: {figures["effective_batch"]}' + (f', lr {lr:g}{chosen}' if lr is not None else ''))
     lines.append('')
     speed = figures['images_per_second']
-    lines.append(f'images per second at {args.share:.0%} of the matrix rate: {speed:,.0f} ({speed / args.gpus:,.0f} per GPU)')
-    lines.append(f'loader cores per GPU at {args.images_per_core:g} images per second and core: {figures["loader_cores_per_gpu"]:.1f}')
-    lines.append(f'reads from storage at {args.kilobytes:g} kB per image: {figures["read_per_second"] / 1e6:,.0f} MB per second')
+    lines.append(f'images per second at {figures["share"]:.0%} of the matrix rate: {speed:,.0f} ({speed / args.gpus:,.0f} per GPU)')
+    lines.append(
+        f'loader cores per GPU at {figures["images_per_core"]:g} images per second and core: {figures["loader_cores_per_gpu"]:.1f}'
+    )
+    lines.append(
+        f'reads from storage at {figures["kilobytes_per_image"]:g} kB per image: {figures["read_per_second"] / 1e6:,.0f} MB per second'
+    )
     if figures['hours'] is None:
         lines.append('hours: say --images, the number of training images')
     else:
@@ -156,16 +213,35 @@ def describe(cfg, args, figures: dict) -> str:
 
 
 def remedy(cfg, figures: dict) -> str:
-    """What to do where the config's batch does not fit."""
+    """What to do where the config's batch does not fit, as changes that `mmcae plan` and `mmcae train` take."""
     largest, batch = figures['largest_batch'], figures['batch_size']
     if largest >= batch:
         return ''
-    if largest == 0:
-        return '; not one image: shard the model over GPUs (FSDP, docs/distributed.md)'
-    if not cfg.model.get('backbone', {}).get('with_cp'):
-        return '; recompute activations (model.backbone.with_cp=True), or accumulate gradients over smaller batches'
-    steps = -(-batch // largest)
-    return f'; train_dataloader.batch_size={-(-batch // steps)} optim_wrapper.accumulative_counts={steps} has the same effective batch'
+    remedies = []
+    memory = figures['memory']
+    fits_without_images = memory['weights'] + memory['gradients'] + memory['optimizer'] <= memory['capacity']
+    if fits_without_images and can_recompute(cfg):
+        remedies.append('recompute activations: model.backbone.with_cp=True')
+    if largest:
+        size = next((size for size in range(largest, largest // 2, -1) if batch % size == 0), largest)
+        steps = -(-batch // size)
+        update = figures['effective_batch'] // batch * size * steps
+        longer = f' and {steps} times the iterations' if cfg.train_cfg.get('max_iters') else ''
+        accumulated = f'train_dataloader.batch_size={size} optim_wrapper.accumulative_counts={steps * figures["accumulative_counts"]}'
+        remedies.append(f'accumulate gradients: {accumulated}{longer} (effective batch {update})')
+    elif figures['shards'] == 1 < figures['effective_batch'] // batch // figures['accumulative_counts']:
+        remedies.append('share the model out over the GPUs: runner_type=FlexibleRunner strategy.type=mmcae.FSDP2Strategy')
+    return f'{"" if largest else ", not one image"}; {", or ".join(remedies) or "take larger GPUs or a smaller model"}'
+
+
+def can_recompute(cfg) -> bool:
+    """Whether the encoder could recompute its activations, and does not."""
+    import inspect
+
+    from mmengine.registry import MODELS
+
+    backbone = cfg.model.get('backbone') or {}
+    return bool(backbone) and not backbone.get('with_cp') and 'with_cp' in inspect.signature(MODELS.get(backbone.type)).parameters
 
 
 def gigabytes(size: float) -> str:

@@ -58,9 +58,10 @@ def train(cfg, args):
     from ..engine.resume import choose_checkpoint
     from ..engine.work_dir import hold_work_dir
     from ..utils.configs.loading import last_checkpoint
+    from ..utils.output import lasting_output
 
     prepare(cfg, args)
-    with hold_work_dir(cfg, args.launcher):
+    with lasting_output(), hold_work_dir(cfg, args.launcher):
         if cfg.get('resume'):
             choose_checkpoint(cfg)
         runner = build_runner(cfg, cfg.launcher)

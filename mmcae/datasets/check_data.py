@@ -64,6 +64,8 @@ def _paths(dataset):
     for part in (root, *parts):
         if not isinstance(part, str):
             raise DataError(f'{part!r} is set where data_root, data_prefix or ann_file of a data set names a file or a folder')
-    for part in [root, *(part if is_abs(part) or not root else joined(root, part) for part in parts if part)]:
-        if part:
-            yield part
+    if root.startswith(('http://', 'https://')):  # a web server knows files, and its folders perhaps not
+        parts = parts[:1]
+    elif root:
+        yield root
+    yield from (part if is_abs(part) or not root else joined(root, part) for part in parts if part)

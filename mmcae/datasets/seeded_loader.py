@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from ..utils.errors import ConfigError
 from ..utils.files import patiently
+from .requested_batch import requested_batch
 
 # What a DataLoader is made of, besides data set, batches and seeds.
 SETTINGS = ('num_workers', 'collate_fn', 'pin_memory', 'timeout', 'multiprocessing_context', 'prefetch_factor', 'persistent_workers')
@@ -65,7 +66,8 @@ class SeededLoader(DataLoader):
             )
         settings = {name: getattr(loader, name) for name in SETTINGS if hasattr(loader, name)}
         super().__init__(SeededDataset(loader.dataset), batch_sampler=SeededBatches(loader.batch_sampler), **settings)
-        self.worker_init_fn = WorkerStart(loader.worker_init_fn)
+        self.worker_init_fn = loader.worker_init_fn
+        leave_signals(self)
         self.generator = torch.Generator()  # for the workers' first seeds, which else come out of the training's random numbers
 
     def start_at(self, batch):
@@ -144,6 +146,10 @@ class SeededDataset(Dataset):
 
         return patiently(load, f'sample {index} of {type(self.dataset).__name__}')
 
+    def __getitems__(self, keys):
+        with requested_batch(self.dataset, [key[0] if isinstance(key, tuple) else key for key in keys]):
+            return [self[key] for key in keys]
+
     def __len__(self):
         return len(self.dataset)
 
@@ -151,6 +157,16 @@ class SeededDataset(Dataset):
         if name == 'dataset':
             raise AttributeError(name)
         return getattr(self.dataset, name)
+
+
+def leave_signals(loader):
+    """Have the workers of a dataloader leave signals to the main process, which decides when to stop; whoever sends them to all processes.
+
+    Args:
+        loader (DataLoader): Whose workers have not started.
+    """
+    if not isinstance(loader.worker_init_fn, WorkerStart):
+        loader.worker_init_fn = WorkerStart(loader.worker_init_fn)
 
 
 class WorkerStart:
@@ -164,7 +180,7 @@ class WorkerStart:
         self.then, self.parent = then, os.getpid()
 
     def __call__(self, worker):
-        for number in (signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         # torch ends its workers by SIGTERM, so it cannot be ignored whoever sends it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -3,6 +3,7 @@
 import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import mmengine
@@ -176,7 +177,8 @@ class FSDP2Strategy(WholeCheckpoints, MMEngineDDPStrategy):
             written = checkpoint.async_save(tensors, **target)
             self.saving = self.background.submit(self.complete, partial, path, written)
         else:
-            checkpoint.save(tensors, **target)
+            with failure_of_one(path):
+                checkpoint.save(tensors, **target)
             self.complete(partial, path)
             barrier()
             self.check_seen(path)
@@ -203,7 +205,8 @@ class FSDP2Strategy(WholeCheckpoints, MMEngineDDPStrategy):
     def complete(self, partial: Path, path: Path, written=None):
         """Give a folder its name when all processes have written their parts of it."""
         if written is not None:
-            written.result()
+            with failure_of_one(path):
+                written.result()
         if is_main_process():  # whose part of DCP ends when all others have ended
             publish(partial, path)
 
@@ -239,7 +242,8 @@ class FSDP2Strategy(WholeCheckpoints, MMEngineDDPStrategy):
         model, state = self.model.state_dict(), self.empty_state(stored)
         check_same(stored, model)
         tensors = self.tensors_of(dict(state_dict=dict(model), optimizer=dict(state=state)))
-        checkpoint.load(tensors, storage_reader=Reader(stored), process_group=self.group)
+        with failure_of_one(filename):
+            checkpoint.load(tensors, storage_reader=Reader(stored), process_group=self.group)
         for number, values in content['optimizer']['state'].items():
             state.setdefault(number, {}).update(values)
         content['optimizer']['state'], content['state_dict'] = state, model
@@ -271,6 +275,27 @@ class FSDP2Strategy(WholeCheckpoints, MMEngineDDPStrategy):
             fits = isinstance(target, DTensor) and not isinstance(value, DTensor) and target.shape == value.shape
             parts[name] = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None) if fits else value
         super().load_model_state_dict(parts, **kwargs)
+
+
+@contextmanager
+def failure_of_one(path: str | Path):
+    """Raise what went wrong with a checkpoint in one of the processes, in place of DCP's summary of all of them.
+
+    Raises:
+        OSError: Such as a full disk; it names `path`.
+        CheckpointError: Anything else.
+    """
+    try:
+        yield
+    except checkpoint.CheckpointException as error:  # no Exception
+        failures = {rank: failure for rank, (failure, _) in error.failures.items()}
+        for failure in failures.values():
+            if isinstance(failure, OSError):
+                raise OSError(failure.errno, failure.strerror, str(path)) from error
+        rank, failure = next(iter(failures.items()))  # torch.save says so of a full disk too
+        raise CheckpointError(
+            f'{path}: process {rank} failed with {type(failure).__name__}: {failure}. Look at the disk: is there space left?'
+        ) from error
 
 
 class Reader(FileSystemReader):

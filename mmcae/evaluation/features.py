@@ -1,15 +1,18 @@
 """What an encoder makes of the images of a dataloader: the input of kNN, the collapse metrics and the probes on cached features."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from mmengine.dist import all_gather, get_world_size
 from mmengine.runner import Runner
 from mmpretrain.models import ImageClassifier, SelfSupDataPreprocessor
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import DataLoader
 
-from ..utils.errors import DataError
+from ..datasets.seeded_loader import leave_signals
+from ..utils.errors import ConfigError, DataError
 from ..utils.precision import autocast
 from ..utils.wrappers import unwrapped
 
@@ -24,6 +27,7 @@ def build_dataloader(config: dict) -> DataLoader:
     config.setdefault('collate_fn', dict(type='default_collate'))
     dataloader = Runner.build_dataloader(config, seed=0)
     dataloader.generator = torch.Generator()
+    leave_signals(dataloader)
     return dataloader
 
 
@@ -32,19 +36,28 @@ def encode_batches(model: nn.Module, dataloader: DataLoader, dtype: str | None =
     """The encoder's last output for each batch, in eval mode and without gradient. The model's mode is restored at the end.
 
     Args:
-        model: A classifier or a self-supervised model of mmpretrain's kind.
+        model: A classifier or a self-supervised model of mmpretrain's kind, in whatever wrapper of distributed training.
         dataloader: Batches of one view per image, packed by mmpretrain's PackInputs.
         dtype: Precision of the encoder, see :func:`mmcae.utils.precision.autocast`.
 
     Yields:
         The output as the encoder gives it, on the model's device, and the batch it is made of.
+
+    Raises:
+        ConfigError: A classifier in torch's FSDP.
     """
-    model = unwrapped(model)
+    wrapper, model = model, unwrapped(model)
     preprocess = type(model.data_preprocessor).forward
     if issubclass(type(model.data_preprocessor), SelfSupDataPreprocessor):
         # That of a pretraining model may want two views; the one for one view has the first one's mean and std.
         preprocess = SelfSupDataPreprocessor.forward
-    stage = dict(stage='backbone') if isinstance(model, ImageClassifier) else {}
+    encode = model.extract_feat
+    if isinstance(model, ImageClassifier):
+        encode = partial(encode, stage='backbone')
+    if isinstance(wrapper, FullyShardedDataParallel):  # whose forward alone gathers the parameters
+        if isinstance(model, ImageClassifier):
+            raise ConfigError('The features of a classifier cannot be looked at while FSDP shares it out: use DDP or mmcae.FSDP2Strategy')
+        encode = wrapper
     was_training = model.training
     model.eval()
     try:
@@ -52,7 +65,7 @@ def encode_batches(model: nn.Module, dataloader: DataLoader, dtype: str | None =
             data = preprocess(model.data_preprocessor, dict(inputs=batch['inputs'], data_samples=batch['data_samples']), False)
             views = data['inputs']
             with autocast(dtype):
-                outputs = model.extract_feat(views[0] if isinstance(views, list) else views, **stage)
+                outputs = encode(views[0] if isinstance(views, list) else views)
             yield outputs[-1] if isinstance(outputs, (tuple, list)) else outputs, batch
     finally:
         model.train(was_training)

@@ -12,6 +12,7 @@ import pickle
 import re
 import sys
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 REFUSED = 2  # the exit code of a tool that refuses its input, the same as argparse's
 
@@ -42,6 +43,37 @@ class TrainingError(InputError):
 
 class DependencyError(ImportError):
     """A library that is missing or too old or too new; the message says what to install."""
+
+
+def as_keyword(name, value=None):
+    """An argument as Python and configs spell it: `num_heads=`, or `num_heads=12`."""
+    return f'{name}={"" if value is None else repr(value)}'
+
+
+_spelling = ContextVar('spelling', default=as_keyword)
+
+
+def argument(name, value=None):
+    """An argument of one of mmcae's functions as whoever reads the message can give it.
+
+    Args:
+        name (str): Such as 'num_heads'.
+        value (optional): What it could be.
+
+    Returns:
+        str: `num_heads=`, or `num_heads=12`; while a command runs its option, `--num-heads 12`, see :func:`spelled_by`.
+    """
+    return _spelling.get()(name, value)
+
+
+@contextmanager
+def spelled_by(spelling):
+    """Have :func:`argument` spelled by a function of the name and the value."""
+    token = _spelling.set(spelling)
+    try:
+        yield
+    finally:
+        _spelling.reset(token)
 
 
 def nearest(name, known, prefix='; did you mean '):
@@ -76,7 +108,8 @@ def one_line_errors():
         if message is None or os.environ.get('MMCAE_TRACEBACK') == '1':
             raise
         rank = os.environ.get('RANK')
-        print(f'error{f" (rank {rank})" if rank else ""}: {" ".join(message.split())}', file=sys.stderr, flush=True)
+        with suppress(OSError):  # whoever read it has gone; the exit code still tells
+            print(f'error{f" (rank {rank})" if rank else ""}: {" ".join(message.split())}', file=sys.stderr, flush=True)
         raise SystemExit(REFUSED) from None
 
 

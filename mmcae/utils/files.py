@@ -1,7 +1,6 @@
 """Files that appear whole or not at all, and reading that outlasts a short failure of the storage.
 
-`write_file` and `atomic_file` write; they are also a file backend of mmengine's, `backend_args=dict(backend='mmcae.atomic')`. `read_file`
-and `patiently` read.
+`write_file` and `atomic_file` write, `read_file` and `patiently` read.
 """
 
 import errno
@@ -16,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
 from . import remote
@@ -144,27 +142,6 @@ def remove_unfinished(folder: str | Path):
                 os.close(descriptor)
 
 
-class AtomicBackend(LocalBackend):
-    """mmengine's LocalBackend whose files are written by :func:`atomic_file`."""
-
-    def put(self, obj, filepath):
-        """Write bytes."""
-        write_file(filepath, obj)
-
-    def put_text(self, obj, filepath, encoding='utf-8'):
-        """Write text."""
-        write_file(filepath, obj.encode(encoding))
-
-    def rmtree(self, dir_path):
-        """Delete a folder, such as a checkpoint in pieces, by :func:`mmcae.checkpoints.pieces.remove`."""
-        from ..checkpoints.pieces import remove
-
-        remove(Path(dir_path))
-
-
-register_backend('mmcae.atomic', AtomicBackend, force=True)
-
-
 def cache_folder() -> Path:
     """Where mmcae keeps what it can make again: `$MMCAE_CACHE`, by default `~/.cache/mmcae`.
 
@@ -218,16 +195,19 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
         What the action does.
 
     Raises:
-        StorageError: It has failed so for :func:`patience` seconds.
+        StorageError: It has failed so for :func:`patience` seconds. Of a try that has failed, :data:`remote.STALLED` seconds count at most:
+            what took longer is a process that was stopped meanwhile.
         Exception: Any other of the action's, at once.
     """
     waited, wait = 0.0, 0.05
     while True:
+        began = time.monotonic()
         try:
             return action()
         except Exception as error:
             if not may_pass(error):
                 raise
+            waited += min(time.monotonic() - began, remote.STALLED)
             rest, what = patience() - waited, getattr(error, 'filename', None) or name
             if rest <= 0:
                 raise StorageError(f'{what} cannot be read: {cause(error)}, for {waited:.0f} s. {remedy(error, what)}') from error

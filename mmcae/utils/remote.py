@@ -4,15 +4,28 @@ Credentials, endpoints and timeouts are fsspec's: in the environment (FSSPEC_S3_
 raises an OSError (EIO), which :func:`mmcae.utils.files.patiently` takes for one that may pass; one that refuses, a StorageError.
 """
 
+import asyncio
 import errno
+import os
 import posixpath
 import re
-from contextlib import contextmanager
+from collections.abc import Iterable
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+from weakref import WeakValueDictionary
 
 from .errors import ConfigError, StorageError
 
 STALLED = 30  # seconds without an answer, after which a request is given up and made again
+GAP, BLOCK = 4096, 4 * 2**20  # bytes between two parts of a file that one request reads, and bytes that it reads at most then
+
+GONE, FORBIDDEN, BUSY = (404, 410), (401, 403, 407), (408, 421, 423, 425, 429)  # HTTP's; aiohttp says 400 of an answer that it cannot read
+NO_ACCESS = 'Credential|Authenticat|Unauthorized'  # in the names of stores' errors
 
 
 def is_remote(path: str | Path) -> bool:
@@ -20,9 +33,16 @@ def is_remote(path: str | Path) -> bool:
     return '://' in str(path)
 
 
+def is_web(path: str | Path) -> bool:
+    """Whether a path is an address of a web server, in which names are quoted: a#1.png is a%231.png there."""
+    return str(path).startswith(('http://', 'https://'))
+
+
 def join(folder: str | Path, name: str) -> str | Path:
-    """A path below a folder or an address."""
-    return f'{str(folder).rstrip("/")}/{name}'.rstrip('/') if is_remote(folder) else Path(folder) / name
+    """A path below a folder or an address, by the name that a file has on a disk."""
+    if not is_remote(folder):
+        return Path(folder) / name
+    return f'{str(folder).rstrip("/")}/{quote(os.fsencode(name)) if is_web(folder) else name}'.rstrip('/')
 
 
 class RemoteRoot:
@@ -47,16 +67,11 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
     """
     with _store(path) as (store, place):
         try:
-            if store.async_impl:
-                from fsspec.asyn import sync
-
-                data = sync(store.loop, store._cat_file, place, start=start, end=end, timeout=STALLED)
-            else:
-                data = store.cat_file(place, start=start, end=end)
-            if end is not None and len(data) > end - (start or 0):
-                raise StorageError(
-                    f'{path}: its server sends the whole file where a part of it is asked for; shards need one that knows ranges'
-                )
+            for request in _requests.get().get(path, ()):
+                if request.covers(start, end):
+                    return request.take(start, end)
+            data = _ask(store, 'cat_file', place, start=start, end=end)
+            check_length(path, data, start, end)
             return data
         except FileNotFoundError as error:  # which fsspec makes of any refusal of an FTP server
             store.invalidate_cache()
@@ -65,11 +80,79 @@ def read(path: str, start: int | None = None, end: int | None = None) -> bytes:
             raise
 
 
+@contextmanager
+def requested(parts: Iterable[tuple[str, int | None, int | None]]):
+    """Request parts of files all at once; within the block :func:`read` takes them as they come, in any order and any number of times.
+
+    Parts of a file that lie close together are one request. One that fails is made again by :func:`read`, which tells what is wrong. Stores
+    that fsspec reads in one thread alone, such as FTP, are left to it altogether. How many requests are under way is up to the store: s3fs
+    has 10 connections (`config_kwargs`, max_pool_connections), aiohttp 100.
+
+    Args:
+        parts: Path, start and end, as :func:`read` takes them.
+    """
+    requests = {}
+    if parts := set(parts):
+        from fsspec.utils import merge_offset_ranges
+
+        ranges = map(list, zip(*parts, strict=True))
+        for path, start, end in zip(*merge_offset_ranges(*ranges, GAP, BLOCK), strict=True):
+            with suppress(OSError, ConfigError, StorageError), _store(path) as (store, place):
+                if store.async_impl:
+                    future = asyncio.run_coroutine_threadsafe(store._cat_file(place, start=start or None, end=end), store.loop)
+                    requests.setdefault(path, []).append(Request(path, start or 0, end, future))
+    token = _requests.set(requests)
+    try:
+        yield
+    finally:
+        _requests.reset(token)
+        for request in (request for some in requests.values() for request in some):
+            request.future.cancel()
+
+
+@dataclass
+class Request:
+    """A part of a file that is under way, from `start` up to `end`; None is the end of the file."""
+
+    path: str
+    start: int
+    end: int | None
+    future: Future
+
+    def covers(self, start: int | None, end: int | None) -> bool:
+        """Whether a part lies in this one."""
+        return self.start <= (start or 0) and (self.end is None or end is not None and end <= self.end)
+
+    def take(self, start: int | None, end: int | None) -> bytes:
+        """The bytes of a part of it. A request that fails is dropped, so that the next try makes another one."""
+        try:
+            data = self.future.result(STALLED)
+            check_length(self.path, data, self.start, self.end)
+        except BaseException:
+            _requests.get()[self.path].remove(self)
+            raise
+        return data[(start or 0) - self.start : None if end is None else end - self.start]
+
+
+_requests: ContextVar[dict[str, list[Request]]] = ContextVar('requests', default={})  # noqa: B039 - never written to
+
+
+def check_length(path: str, data: bytes, start: int | None, end: int | None):
+    """Refuse what is more than was asked for, and take less for a connection that has broken."""
+    if end is None:
+        return
+    wanted = end - (start or 0)
+    if len(data) > wanted:
+        raise StorageError(f'{path}: its server sends the whole file where a part of it is asked for; shards need one that knows ranges')
+    if len(data) < wanted:
+        raise EOFError(f'{len(data):,} of {wanted:,} bytes have come')
+
+
 def size(path: str) -> int | None:
     """Bytes of a file; None if it is not there. Raises as :func:`read` does."""
     try:
         with _store(path) as (store, place):
-            return store.info(place)['size']
+            return _ask(store, 'info', place)['size']
     except FileNotFoundError:
         return None
 
@@ -78,7 +161,7 @@ def exists(path: str) -> bool:
     """Whether there is a file or a folder. Raises as :func:`read` does."""
     try:
         with _store(path) as (store, place):
-            store.info(place)
+            _ask(store, 'info', place)
             return True
     except FileNotFoundError:
         return False
@@ -88,8 +171,41 @@ def find(folder: str) -> list[str]:
     """All files below a folder, relative to it; those of a folder before those of the folders in it, by name, as in a local folder."""
     with _store(folder) as (store, place):
         place = place.rstrip('/')
-        names = [posixpath.relpath(f'/{path}', f'/{place}') for path in store.find(place)]
+        plain = (lambda path: os.fsdecode(unquote_to_bytes(path))) if is_web(folder) else str
+        names = [posixpath.relpath(f'/{plain(path)}', f'/{plain(place)}') for path in _below(store, place)]
     return sorted(names, key=lambda name: [(1, part) for part in name.split('/')[:-1]] + [(0, name.split('/')[-1])])
+
+
+def _below(store, place):
+    """All files below a folder. fsspec's own walk would leave out the folders that cannot be listed for now."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    if (type(store)._find is not AsyncFileSystem._find) if store.async_impl else (type(store).find is not AbstractFileSystem.find):
+        return store.find(place)  # a flat listing, in which nothing is walked
+    files, folders = [], [place]
+    for folder in folders:
+        try:
+            found = _ask(store, 'ls', folder, detail=True)
+        except FileNotFoundError:
+            if folder == place:
+                raise
+            continue
+        for name, kind in ((info['name'].rstrip('/'), info['type']) for info in found):
+            if kind == 'directory' and name not in folders:
+                folders.append(name)
+            elif kind == 'file' and name != folder:
+                files.append(name)
+    return files
+
+
+def _ask(store, method, place, **settings):
+    """The answer of a store, which may take `STALLED` seconds."""
+    if not store.async_impl:
+        return getattr(store, method)(place, **settings)
+    from fsspec.asyn import sync
+
+    return sync(store.loop, getattr(store, f'_{method}'), place, timeout=STALLED, **settings)
 
 
 @contextmanager
@@ -106,18 +222,41 @@ def _store(path):
         raise ConfigError(f'{path} cannot be read: {error}{known}') from error
     except Exception as error:  # some connect already here
         raise _failure(path, error) from error
+    if '?' in str(path) and str(path).startswith(('ftp', 'sftp')):  # which fsspec takes for the end of the path, as on a web server
+        place = '/' + str(path).split('/', 3)[3].rstrip('/')
+    _opened[id(store)] = store
     try:
         yield store, place
-    except Exception as error:  # every store has errors of its own
-        if isinstance(error, FileNotFoundError):
-            raise FileNotFoundError(errno.ENOENT, 'No such object', str(path)) from error
+    except Exception as raised:  # every store has errors of its own
+        error = _beneath(raised)
+        status = getattr(error, 'status', None)
         if isinstance(error, StorageError):
             raise
+        if isinstance(error, FileNotFoundError) or status in GONE:
+            raise FileNotFoundError(errno.ENOENT, 'No such object', str(path)) from raised
         store.clear_instance_cache()  # the next try connects anew
-        if isinstance(error, PermissionError) or re.search('Credential|Authenticat|Unauthorized', type(error).__name__):
-            raise StorageError(f'{path} cannot be read: {error}. Look at the credentials and permissions (docs/loading.md)') from error
-        raise _failure(path, error) from error
+        if isinstance(error, PermissionError) or status in FORBIDDEN or re.search(NO_ACCESS, type(error).__name__):
+            raise StorageError(f'{path} cannot be read: {error}. Look at the credentials and permissions (docs/loading.md)') from raised
+        if isinstance(status, int) and 400 < status < 500 and status not in BUSY:
+            raise StorageError(f'{path} cannot be read: {error}. The server does not answer such requests: look at the address') from raised
+        if isinstance(error, ValueError | IsADirectoryError | NotADirectoryError) and not isinstance(error, UnicodeError | JSONDecodeError):
+            raise ConfigError(f'{path} cannot be read: {error}. Look at the address') from raised
+        raise _failure(path, error) from raised
+
+
+# A forked process, such as a loader's worker, has the connections of its parent's stores and shares its epoll instance. If it freed a
+# store, fsspec would close the connections, and the parent would hear no answer any more. So it keeps what it has inherited.
+_opened, _inherited = WeakValueDictionary(), []
+os.register_at_fork(before=lambda: _inherited.extend(_opened.values()), after_in_parent=_inherited.clear)
+
+
+def _beneath(error):
+    """What made fsspec say that a file is not there: over HTTP that is whatever goes wrong in asking for its size."""
+    cause = error.__cause__
+    other = isinstance(cause, OSError | TimeoutError) or getattr(cause, 'status', None) is not None
+    return cause if isinstance(error, FileNotFoundError) and other else error
 
 
 def _failure(path, error):
-    return OSError(errno.EIO, f'{type(error).__name__}: {error}', str(path))
+    text = str(error) or f'no answer in {STALLED} s' * isinstance(error, TimeoutError | asyncio.TimeoutError)
+    return OSError(errno.EIO, f'{type(error).__name__}: {text}', str(path))

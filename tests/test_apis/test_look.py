@@ -11,7 +11,8 @@ from PIL import Image
 
 from mmcae.apis import reconstruct
 from mmcae.apis.features import load_encoder_and_view
-from mmcae.apis.look import Shown, add_reconstructions, framed, patches_of, regressor_sheet, whole_image, write_encoder_page
+from mmcae.apis.look import Shown, add_reconstructions, framed, load_shown, patches_of, regressor_sheet, whole_image, write_encoder_page
+from mmcae.checkpoints import layouts, metadata_of, read_checkpoint
 from mmcae.commands.look import named_configs
 from mmcae.models import CAEViT
 from mmcae.utils.errors import ConfigError
@@ -53,6 +54,27 @@ def test_page(encoder, image_folder, tmp_path, tiny_cae):
         assert (matrix.diagonal() == 255).all() and (matrix == matrix.T).all()
     assert text.count('<figure><button') == 1 + 2 * 2 + 2  # colours; attention; regressor
     assert 'What the regressor reads: cae' in text and 'What the regressor reads: small' not in text
+
+
+def test_a_checkpoint_is_read_once(tiny_cae, tmp_path, monkeypatch):
+    """For its encoder, the pretraining model, and the model of a config."""
+    model, reads = tiny_cae(), []
+    torch.save(dict(state_dict=model.state_dict(), meta=metadata_of(model)), tmp_path / 'cae.pth')
+    monkeypatch.setattr(layouts, 'read_checkpoint', lambda path: reads.append(path) or read_checkpoint(path))
+    (tmp_path / 'config.py').write_text("""
+latent = dict(embed_dims=48, num_heads=4, num_layers=2)
+model = dict(
+    type='mmcae.CAE',
+    backbone=dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=3, num_heads=4), img_size=64),
+    regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=48, **latent),
+    decoder=dict(type='mmcae.CAEDecoder', num_outputs=24, **latent),
+)
+""")
+    shown = load_shown(tmp_path / 'cae.pth', tmp_path / 'config.py')
+    assert reads == [tmp_path / 'cae.pth']
+    for loaded in (shown.model, shown.pretrained):
+        assert all(torch.equal(value, model.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert torch.equal(shown.encoder.blocks[0].attn.qkv.weight, model.backbone.blocks[0].attn.qkv.weight)
 
 
 def test_regressor_sheet(tiny_cae):

@@ -9,12 +9,15 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmcae.apis.fake_training import FakeTraining, build_model, make_batch
-from mmcae.apis.planning import Costs, PeakMemory, by_part, count_costs
+from mmcae.apis.planning import Costs, PeakMemory, by_part, count_costs, count_multiply_adds
 from mmcae.utils.configs.loading import load_config
+from mmcae.utils.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 EMPTY = SimpleNamespace(state={})
@@ -66,7 +69,7 @@ def allocated(cfg, batch_size):
     return peak
 
 
-@pytest.mark.parametrize('name', ['cae_pixels', 'cae_v2', 'cae_teacher', 'finetune', 'upernet'])
+@pytest.mark.parametrize('name', ['cae_pixels', 'cae_v2', 'cae_teacher', 'finetune', 'upernet', 'mask_rcnn'])
 def test_peak_is_what_torch_allocates(name):
     cfg = load_config(CONFIGS / f'digits/{name}_vit-digits.py')
     fake = FakeTraining(cfg, 16)
@@ -77,6 +80,36 @@ def test_peak_is_what_torch_allocates(name):
     measured = allocated(cfg, 16)
     print(f'{name}: counted {memory.peak / 1e6:.1f} MB, allocated {measured / 1e6:.1f} MB')
     assert memory.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_multiply_adds_of_a_detector_are_those_of_a_real_step():
+    """Within 10%: a real step may have fewer positives, so that fewer masks are computed."""
+    cfg = load_config(CONFIGS / 'digits/mask_rcnn_vit-digits.py')
+    init_default_scope('mmdet')
+    model = build_model(cfg)
+    wrapper, batch = build_optim_wrapper(model, cfg.optim_wrapper.copy()), make_batch(cfg, model, 2)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.train_step(batch, wrapper)
+    measured = counter.get_total_flops() / 4
+    parts, step = count_multiply_adds(cfg)
+    print(f'counted {step / 1e6:.1f} M, measured {measured / 1e6:.1f} M')
+    assert step == pytest.approx(measured, rel=0.1) and set(parts) == {'backbone', 'neck', 'rpn_head', 'roi_head'}
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            ['model.train_cfg.rcnn.sampler.type=IoUBalancedNegSampler'],
+            'cannot be planned: _sample_neg in .*iou_balanced.* that data decide; .*--dry-run',
+        ),
+        (['model.train_cfg.rpn_proposal.nms.type=soft_nms'], 'operator softnms cannot be planned'),
+    ],
+    ids=['a number that no list has', 'an operator that makes tensors'],
+)
+def test_what_cannot_be_planned(options, message):
+    with pytest.raises(ConfigError, match=message):
+        count_costs(load_config(CONFIGS / 'digits/mask_rcnn_vit-digits.py', options), (2, 4))
 
 
 def test_costs_of_a_pretraining():
@@ -93,10 +126,18 @@ def test_costs_of_a_pretraining():
 
 
 def test_line():
-    costs = Costs({}, {}, 1.0, weights=10, optimizer=20, gradients=10, at_peak={8: 110, 4: 70})
+    costs = Costs({}, {}, 1.0, weights=10, optimizer=20, gradients=10, at_peak={8: 110, 4: 70}, image_size=(8, 8))
     assert costs.line == (30, 10) and costs.peak(6) == 90
     assert costs.peak(1) == 40  # at the update gradients are there
     assert costs.largest_batch(95) == 6 and costs.largest_batch(40) == 1 and costs.largest_batch(39) == 0
+
+
+def test_what_processes_share_out():
+    """Weights that are not trained stay whole; gradients may not be there yet at the peak."""
+    whole = Costs({}, {}, 1.0, weights=50, optimizer=80, gradients=40, at_peak={8: 290, 4: 250}, image_size=(8, 8))
+    assert whole.shared_out(1) == whole
+    costs = whole.shared_out(4)
+    assert (costs.weights, costs.optimizer, costs.gradients) == (10 + 10, 20, 10) and costs.at_peak == {8: 200, 4: 160}
 
 
 def test_operations_of_parts_that_are_not_called_themselves():

@@ -15,7 +15,7 @@ from timm.models.eva import checkpoint_filter_fn as read_dinov3
 from timm.models.vision_transformer import checkpoint_filter_fn as read_dinov2
 
 from mmcae.apis import load_encoder
-from mmcae.checkpoints import metadata, write_state_dict
+from mmcae.checkpoints import load_encoder_weights, metadata, write_state_dict
 from mmcae.checkpoints.formats import FORMATS, check_output, export_encoder
 from mmcae.commands.export import TARGETS
 from mmcae.models import CAEViT, TimmEncoder
@@ -35,8 +35,29 @@ ENCODERS = {
     'dinov3 gated': lambda: TimmEncoder('vit_small_plus_patch16_dinov3_qkvb', **SMALL, img_size=64),
     'eva02': lambda: TimmEncoder('eva02_small_patch14_224', **SMALL, img_size=56, global_pool='token'),
     'clip': lambda: TimmEncoder('vit_base_patch16_clip_quickgelu_224', **SMALL, img_size=64),
+    'dinov3 without registers': lambda: TimmEncoder('vit_small_patch16_dinov3_qkvb', **SMALL, img_size=64, num_reg_tokens=0),
+    'deit': lambda: TimmEncoder('deit_small_distilled_patch16_224', **SMALL, img_size=64),
+    'no square': lambda: TimmEncoder('vit_small_patch16_224', **SMALL, img_size=(64, 96)),
+    'few biases': lambda: TimmEncoder('vit_small_patch14_dinov2', **SMALL, img_size=56, qkv_bias=False, proj_bias=False),
     'siglip': lambda: TimmEncoder('vit_base_patch16_siglip_224', **SMALL, img_size=64),
+    'norms behind': lambda: TimmEncoder('eva02_enormous_patch14_clip_224', **SMALL, img_size=56),
+    'parallel': lambda: TimmEncoder('vit_small_patch16_18x2_224', depth=2, embed_dim=192, num_heads=12, img_size=64),
 }
+NOT_IN_TRANSFORMERS = {
+    'eva02': 'a table of positions beside rotary ones',
+    'clip': 'a norm in front of its blocks',
+    'norms behind': "timm's EvaBlockPostNorms",
+    'parallel': "timm's ParallelThingsBlock",
+    'dinov2 for no square': 'positions for images that are no square',
+}
+REFUSED = {  # by some
+    'cae without norm': lambda: CAEViT(dict(embed_dims=32, num_layers=2, num_heads=2), img_size=64, final_norm=False),
+    'another eps': lambda: CAEViT(dict(embed_dims=768, num_layers=12, num_heads=12), norm_eps=1e-12),
+    'dinov2 for no square': lambda: TimmEncoder('vit_small_patch14_dinov2', **SMALL, img_size=(56, 84)),
+    'no norm': lambda: TimmEncoder('vit_base_patch16_radio_v3', **SMALL, img_size=64),
+}
+
+IN_TRANSFORMERS = [*(name for name in ENCODERS if name not in NOT_IN_TRANSFORMERS), 'cae without norm']
 
 
 @torch.no_grad()
@@ -49,7 +70,7 @@ def shaken(encoder):
 
 
 def make(name):
-    return shaken(ENCODERS[name]())
+    return shaken((ENCODERS | REFUSED)[name]())
 
 
 def close(found, wanted, tolerance=1e-5):
@@ -116,6 +137,15 @@ def test_back_into_hugging_faces_layout(name, tmp_path):
     close(load_encoder(tmp_path / 'out').encode(expected['image']), expected['tokens'])
 
 
+@pytest.mark.parametrize('name', IN_TRANSFORMERS)
+@torch.no_grad()
+def test_hugging_faces_layout_is_read_again(name, tmp_path):
+    encoder = make(name)
+    export_encoder(encoder, tmp_path / 'out', 'hf')
+    images = torch.randn(1, 3, *encoder.spec.img_size)
+    close(load_encoder(tmp_path / 'out').encode(images), encoder.encode(images))
+
+
 CONSUMER = """
 import sys, torch
 from pathlib import Path
@@ -141,8 +171,7 @@ def test_transformers_reads_it(tmp_path):
     environment = dict(os.environ, PYTHONPATH=os.environ.get('MMCAE_TRANSFORMERS', ''), HF_HUB_OFFLINE='1')
     if subprocess.run([sys.executable, '-c', 'import transformers'], env=environment, capture_output=True).returncode:
         pytest.skip('transformers is not installed: pip install --target FOLDER transformers, and MMCAE_TRANSFORMERS=FOLDER')
-    kept = [name for name in ENCODERS if name not in ('eva02', 'clip', 'siglip')]
-    for name in kept:
+    for name in IN_TRANSFORMERS:
         encoder = make(name)
         export_encoder(encoder, tmp_path / name, 'hf')
         images = torch.randn(2, 3, *encoder.spec.img_size)
@@ -151,13 +180,10 @@ def test_transformers_reads_it(tmp_path):
         torch.save(expected, tmp_path / f'{name}.pt')
     done = subprocess.run([sys.executable, '-c', CONSUMER, str(tmp_path)], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('read') == len(kept)
+    assert done.stdout.count('read') == len(IN_TRANSFORMERS)
 
 
-@pytest.mark.parametrize(
-    ('name', 'part'),
-    [('eva02', 'a table of positions beside rotary ones'), ('clip', 'a norm in front of its blocks'), ('siglip', 'no cls token')],
-)
+@pytest.mark.parametrize(('name', 'part'), NOT_IN_TRANSFORMERS.items())
 def test_what_hugging_face_cannot_express(name, part, tmp_path):
     with pytest.raises(CheckpointError, match=f'cannot express this encoder: it has .*{part}'):
         export_encoder(make(name), tmp_path / 'out', 'hf')
@@ -232,10 +258,30 @@ def test_a_plain_vit_for_lw_detr(tmp_path):
     """Layer scale 1, and biases of queries and values: the same attention."""
     encoder = shaken(TimmEncoder('vit_small_patch16_224', embed_dim=192, depth=2, num_heads=12))
     export_encoder(encoder, tmp_path / 'x.pth', 'lw-detr')
-    model = load_encoder(tmp_path / 'x.pth', num_heads=12)
+    model = load_encoder(tmp_path / 'x.pth')
     images = torch.randn(1, 3, 224, 224)
     assert isinstance(model, CAEViT)
     close(model.encode(images), encoder.encode(images))
+
+
+@pytest.mark.parametrize('width', [192, 384, 768])
+@torch.no_grad()
+def test_the_layout_of_lw_detr_tells_its_heads(width):
+    """Whatever its number of blocks: what its authors gave away has no description."""
+    encoder = shaken(CAEViT(dict(embed_dims=width, num_layers=2, num_heads=12)))
+    model = load_encoder(dict(model={f'encoder.{key}': value for key, value in encoder.state_dict().items()}))
+    images = torch.randn(1, 3, 224, 224)
+    close(model.encode(images), encoder.encode(images))
+
+
+@pytest.mark.parametrize('prefix', ['backbone.0.encoder.', 'encoder.'])
+def test_detectors_of_lw_detr_have_no_cls_token(prefix):
+    encoder = CAEViT(dict(embed_dims=192, num_layers=2, num_heads=12))
+    state = {f'{prefix}{key}': value for key, value in encoder.state_dict().items() if not key.startswith(('cls_token', 'norm.'))}
+    with pytest.raises(CheckpointError, match='without its cls token, as LW-DETR.* take the file that was given to LW-DETR'):
+        load_encoder(dict(model=state | {'class_embed.weight': torch.zeros(91, 2)}))
+    with pytest.raises(CheckpointError, match='without its cls token, as LW-DETR'):
+        load_encoder_weights(encoder, dict(model=state))
 
 
 @torch.no_grad()
@@ -256,13 +302,17 @@ def test_panderm(tmp_path, monkeypatch):
         ('cae', 'lw-detr', 'tokens 32 wide, not 192, 384 or 768 and 2 heads, not 12'),
         ('dinov2', 'lw-detr', r'patches of \(14, 14\), not 16x16'),
         ('cae', 'panderm', 'not those of a ViT-B or ViT-L'),
+        ('another eps', 'panderm', 'an eps of 1e-12 in its norms, not 1e-6'),
+        ('norms behind', 'lw-detr', 'heads, not 12 and MLPs'),
+        ('parallel', 'lw-detr', "timm's ParallelThingsBlocks in place of"),
+        ('no norm', 'meta', 'DINOv2 cannot express this encoder: it has no final norm'),
         ('cae', 'meta', "Meta's layouts are those of DINOv2 and DINOv3, and this encoder is a CAEViT"),
         ('vit', 'meta', 'this encoder is a vit_small_patch16_224: export it to timm or hf'),
     ],
 )
 def test_what_they_cannot_express(name, to, part, tmp_path):
     with pytest.raises(CheckpointError, match=part):
-        export_encoder(make(name), tmp_path / 'x.pth', to)
+        export_encoder(make(name), tmp_path / ('x' if to == 'hf' else 'x.pth'), to)
 
 
 def test_parts_that_cae_has_not(tmp_path):

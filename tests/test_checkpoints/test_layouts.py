@@ -186,7 +186,7 @@ def test_layer_scale_under_timms_names():
 def test_two_norms(norm, expected):
     state = dict(encoder().state_dict()) | {'fc_norm.weight': torch.full((48,), 2.0), 'fc_norm.bias': torch.zeros(48)}
     if expected is None:
-        with pytest.raises(CheckpointError, match="choose it by norm='norm' or norm='fc_norm'"):
+        with pytest.raises(CheckpointError, match="give norm='norm', or 'fc_norm'"):
             read_weights(state, norm=norm)
     else:
         assert (read_weights(state, norm=norm).encoder['norm.weight'] == expected).all()

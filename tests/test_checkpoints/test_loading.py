@@ -86,6 +86,30 @@ def test_dense_protocols_do_without_the_norm(tiny_cae):
     assert '49 of 49 tensors' in report
 
 
+@pytest.mark.parametrize('settings', [{}, dict(lora=dict(rank=2))], ids=['plain', 'lora'])
+def test_layer_scale_is_merged_into_an_encoder_without(tiny_cae, settings):
+    source = tiny_cae().backbone.eval()
+    with torch.no_grad():
+        for name, parameter in source.named_parameters():  # none is alike, and none is zero
+            parameter.add_(torch.randn(parameter.shape) * (1.0 if 'gamma' in name else 0.1))
+    init_cfg = dict(type='Pretrained', checkpoint='given below') if settings else None
+    model = encoder(layer_scale_init_value=0, final_norm=True, init_cfg=init_cfg, **settings).eval()
+    report = load_encoder_weights(model, {f'backbone.{key}': value for key, value in source.state_dict().items()})
+    assert '; its layer scale, which the model does not have, is merged into the layers before it' in report
+    assert not any('gamma' in name for name in model.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    index = torch.tensor([[1, 3, 8], [0, 2, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(images), source.encode(images), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model.encode(images, index), source.encode(images, index), rtol=1e-5, atol=1e-5)
+
+
+def test_layer_scale_without_its_layer_stays_unexpected(tiny_cae):
+    state = {key: value for key, value in tiny_cae().state_dict().items() if key != 'backbone.blocks.1.mlp.fc2.bias'}
+    with pytest.raises(CheckpointError, match=r'1 missing: blocks.1.mlp.fc2.bias. 1 unexpected: blocks.1.gamma_2'):
+        load_encoder_weights(encoder(layer_scale_init_value=0), state)
+
+
 def test_resized_tables_are_reported(tiny_cae):
     report = load_encoder_weights(encoder(img_size=(96, 64)), tiny_cae().state_dict())
     assert '1 of them resized (pos_embed)' in report

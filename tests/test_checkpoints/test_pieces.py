@@ -9,6 +9,7 @@ from mmengine.fileio import get_file_backend
 
 from mmcae.checkpoints import read_checkpoint
 from mmcae.checkpoints.pieces import first_piece, pieces_of, publish, read_pieces, remove_unfinished_pieces, write_piece
+from mmcae.checkpoints.saving import ATOMIC
 from mmcae.utils.errors import CheckpointError
 
 WEIGHT = torch.arange(21.0).reshape(3, 7)
@@ -40,6 +41,20 @@ def test_a_folder_gets_its_name_with_a_list_of_its_pieces(checkpoint, tmp_path):
     file.write_bytes(b'one file')
     publish(file, checkpoint)
     assert checkpoint.read_bytes() == b'one file' and first_piece(checkpoint) is None
+    write(tmp_path / 'unfinished.partial')
+    publish(tmp_path / 'unfinished.partial', checkpoint)
+    assert len(pieces_of(checkpoint)) == 3
+    get_file_backend(backend_args=dict(backend=ATOMIC)).put(b'of the plain Runner', checkpoint)
+    assert checkpoint.read_bytes() == b'of the plain Runner' and os.listdir(tmp_path) == ['epoch_1.pth']
+
+
+def test_the_one_before_is_there_as_long_as_can_be(checkpoint, tmp_path, monkeypatch):
+    """Deleting a folder takes time, in which a process may be killed."""
+    write(tmp_path / 'unfinished.partial', ranks=2)
+    seen = []
+    monkeypatch.setattr('shutil.rmtree', lambda path: seen.append([len(pieces_of(checkpoint)), len(pieces_of(path))]))
+    publish(tmp_path / 'unfinished.partial', checkpoint)
+    assert seen == [[2, 3]]
 
 
 def test_what_is_missing_is_named(checkpoint):
@@ -80,7 +95,7 @@ def test_pieces_of_deepspeed(tmp_path, first):
 
 def test_nothing_is_left_under_the_name_of_what_is_being_deleted(checkpoint, monkeypatch):
     monkeypatch.setattr('shutil.rmtree', lambda *_, **__: None)  # as if the process was killed
-    get_file_backend(backend_args=dict(backend='mmcae.atomic')).rmtree(str(checkpoint))  # as mmengine's hook does it
+    get_file_backend(backend_args=dict(backend=ATOMIC)).rmtree(str(checkpoint))  # as mmengine's hook does it
     assert not checkpoint.exists() and checkpoint.with_name('deleted.partial').is_dir()
     monkeypatch.undo()
     write(checkpoint.with_name('unfinished.partial'))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mmcae.apis import load_encoder
 from mmcae.checkpoints import read_weights
+from mmcae.checkpoints.spec import CLIP_MEAN
 from mmcae.models import CAEViT, TimmEncoder
 from mmcae.utils.errors import CheckpointError, ConfigError
 
@@ -66,7 +67,7 @@ def test_timms_files(tmp_path, name, settings, wanted):
     if 'dinov3' in name:
         given['img_size'] = 64
     encoder = load_encoder(tmp_path / 'model.pth', **given)
-    assert encoder.model_name == wanted and encoder.spec.view.mean == IMAGENET
+    assert encoder.model_name == wanted and encoder.spec.view.mean == (CLIP_MEAN if 'eva02' in name else IMAGENET)
     assert_same(encoder, model)
 
 
@@ -97,6 +98,20 @@ def test_a_folder_of_timms_hub(tmp_path):
         assert_same(encoder, model)
         assert encoder.spec.view.mean == (178.5, 153.0, 127.5) and encoder.spec.view.interpolation == 'bilinear'
         assert encoder.spec.num_heads == 8 and encoder.model_name == 'vit_large_patch16_224'
+
+
+@pytest.mark.parametrize('nested', [True, False])
+def test_packed_swiglus_that_a_config_of_timms_cannot_name(tmp_path, nested):
+    """As for UNI 2 and Virchow, whose users name them in Python; early files have the view beside the architecture."""
+    settings = dict(depth=2, embed_dim=64, num_heads=2, img_size=56, reg_tokens=4, mlp_ratio=5.375, init_values=1e-5)
+    model = vit('vit_huge_patch14_224', mlp_layer=timm.layers.SwiGLUPacked, act_layer=torch.nn.SiLU, **settings)
+    torch.save(model.state_dict(), tmp_path / 'pytorch_model.bin')
+    view = dict(input_size=[3, 56, 56], mean=[0.7, 0.6, 0.5], std=[0.2, 0.2, 0.2])
+    config = dict(architecture='vit_huge_patch14_224', model_args=settings, **(dict(pretrained_cfg=view) if nested else view))
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    encoder = load_encoder(tmp_path)
+    assert_same(encoder, model)
+    assert encoder.spec.view.mean == (178.5, 153.0, 127.5)
 
 
 # ---------------------------------------------------------------- Meta's names
@@ -169,6 +184,82 @@ def test_hugging_face(name):
         assert encoder.spec.origin.library == 'huggingface' and encoder.spec.num_heads == 2
 
 
+# Their names in the state dicts of transformers 5, which are not those that it writes to files.
+SINCE_VERSION_5 = (
+    ('attention.attention.relative_position_bias.', 'relative_position_bias.'),
+    ('attention.attention.query.', 'attention.q_proj.'),
+    ('attention.attention.key.', 'attention.k_proj.'),
+    ('attention.attention.value.', 'attention.v_proj.'),
+    ('attention.output.dense.', 'attention.o_proj.'),
+    ('intermediate.dense.', 'mlp.fc1.'),
+    ('output.dense.', 'mlp.fc2.'),
+    ('mlp.weights_out.', 'mlp.down_proj.'),
+)
+
+
+def in_version_5(state, name):
+    renamed = {}
+    for key, value in state.items():
+        for theirs, ours in SINCE_VERSION_5:
+            key = key.replace(theirs, ours)
+        if 'mlp.weights_in.' in key:
+            for part, half in zip(('gate_proj', 'up_proj'), value.chunk(2), strict=True):
+                renamed[key.replace('weights_in', part)] = half
+        elif key.startswith('layer.'):
+            renamed[f'model.{key}'] = value
+        else:
+            renamed[key.replace('encoder.layer.', 'layers.') if name in ('vit', 'beit') else key] = value
+    return renamed
+
+
+@pytest.mark.parametrize('name', ['vit', 'dinov2', 'dinov2-swiglu', 'dinov2-registers', 'dinov3', 'dinov3-gated', 'beit'])
+@pytest.mark.parametrize('prefix', ['', 'student.encoder.'])
+@torch.no_grad()
+def test_state_dicts_of_transformers_5(tmp_path, name, prefix):
+    expected = load_file(FOLDERS / name / 'expected.safetensors')
+    state = in_version_5(load_file(FOLDERS / name / 'model.safetensors'), name)
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / 'pytorch_model.bin')
+    shutil.copy(FOLDERS / name / 'config.json', tmp_path)
+    torch.testing.assert_close(load_encoder(tmp_path).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['vit', 'dinov2-registers', 'dinov3', 'beit'])
+@torch.no_grad()
+def test_half_precision_is_not_rounded_again(tmp_path, name):
+    shutil.copy(FOLDERS / name / 'config.json', tmp_path)
+    state = {key: value.bfloat16() for key, value in load_file(FOLDERS / name / 'model.safetensors').items()}
+    save_file(state, tmp_path / 'model.safetensors')
+    image = load_file(FOLDERS / name / 'expected.safetensors')['image']
+    found = load_encoder(tmp_path).encode(image)
+    save_file({key: value.float() for key, value in state.items()}, tmp_path / 'model.safetensors')
+    assert torch.equal(found, load_encoder(tmp_path).encode(image))
+
+
+@pytest.mark.parametrize('activation', ['gelu_new', 'quick_gelu', 'relu'])
+@torch.no_grad()
+def test_activations_of_hugging_face(tmp_path, activation):
+    shutil.copytree(FOLDERS / 'dinov2', tmp_path / 'dinov2')
+    path = tmp_path / 'dinov2/config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(hidden_act=activation)))
+    values = torch.linspace(-3, 3, 7)
+    formulas = dict(
+        gelu_new=torch.nn.functional.gelu(values, approximate='tanh'), quick_gelu=values * (1.702 * values).sigmoid(), relu=values.relu()
+    )
+    torch.testing.assert_close(load_encoder(tmp_path / 'dinov2').blocks[0].mlp.act(values), formulas[activation])
+
+
+def test_biases_that_dinov3_can_have_or_not():
+    """Those that are not there are zero; those of the keys act through the rotary positions, and timm's model has none."""
+    state, block = load_file(FOLDERS / 'dinov3/model.safetensors'), 'layer.0.attention.'
+    encoder = load_encoder({key: value for key, value in state.items() if key != f'{block}v_proj.bias'}, num_heads=2, img_size=32)
+    assert not encoder.blocks[0].attn.v_bias.any() and encoder.blocks[0].attn.q_bias.any()
+    encoder = load_encoder({key: value for key, value in state.items() if 'o_proj.bias' not in key}, num_heads=2, img_size=32)
+    assert not encoder.blocks[0].attn.proj.bias.any()
+    key = torch.ones_like(state[f'{block}q_proj.bias'])
+    with pytest.raises(CheckpointError, match="given state dict: The keys' projection of blocks.0 has a bias"):
+        load_encoder({**state, f'{block}k_proj.bias': key}, num_heads=2, img_size=32)
+
+
 @torch.no_grad()
 def test_how_hugging_face_prepares_images(tmp_path):
     shutil.copytree(FOLDERS / 'vit', tmp_path / 'vit')
@@ -176,6 +267,19 @@ def test_how_hugging_face_prepares_images(tmp_path):
     (tmp_path / 'vit/preprocessor_config.json').write_text(json.dumps(config | dict(do_center_crop=True)))
     view = load_encoder(tmp_path / 'vit').spec.view
     assert (view.mean, view.std, view.interpolation, view.crop_pct, view.size) == ((127.5,) * 3, (127.5,) * 3, 'bilinear', 0.8, (32, 32))
+    for config, wanted in (
+        (dict(image_mean=0.5, image_std=[0.25]), ((127.5,), (63.75,))),
+        (dict(image_mean=[100] * 3, image_std=[50] * 3, do_rescale=False), ((100,) * 3, (50,) * 3)),
+        (dict(image_mean=[1] * 3, image_std=[1] * 3, rescale_factor=1 / 127.5), ((127.5,) * 3, (127.5,) * 3)),
+        (dict(image_mean=[0.5] * 3, image_std=[0.5] * 3, do_normalize=False), ((0,), (255,))),
+    ):
+        (tmp_path / 'vit/preprocessor_config.json').write_text(json.dumps(config))
+        view = load_encoder(tmp_path / 'vit').spec.view
+        assert (view.mean, view.std) == wanted, config
+    for config in (dict(image_mean='a', image_std='b'), dict(rescale_factor=0)):
+        (tmp_path / 'vit/preprocessor_config.json').write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match='vit: .* which (are|is) no number'):
+            load_encoder(tmp_path / 'vit')
 
 
 @torch.no_grad()
@@ -189,6 +293,18 @@ def test_weights_in_pieces(tmp_path):
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=listed)))
     expected = load_file(FOLDERS / 'dinov2/expected.safetensors')
     torch.testing.assert_close(load_encoder(tmp_path).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+    for name in ('pytorch_model-00001-of-00002.bin', 'pytorch_model-00002-of-00002.bin'):  # as older releases have it, all in one file here
+        torch.save(state, tmp_path / name)
+    with pytest.raises(CheckpointError, match='is one of the 2 files of a model: name the folder'):
+        load_encoder(tmp_path / 'pytorch_model-00001-of-00002.bin')
+    (tmp_path / 'model.safetensors.index.json').rename(tmp_path / 'kept.json')
+    with pytest.raises(CheckpointError, match='is a folder without model.safetensors, .*name the file of weights; in it are'):
+        load_encoder(tmp_path)
+    index = tmp_path / 'pytorch_model.bin.index.json'
+    index.write_text(json.dumps(dict(weight_map=dict.fromkeys(state, 'pytorch_model-00001-of-00002.bin'))))
+    for source in (tmp_path, index):
+        torch.testing.assert_close(load_encoder(source).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+    index.unlink()
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(dict(weight_map={**listed, 'more': 'model-0.safetensors'})))
     with pytest.raises(CheckpointError, match='lacks 1 tensors that .* lists, the first is more'):
         load_encoder(tmp_path)
@@ -202,7 +318,18 @@ def test_weights_in_pieces(tmp_path):
     [
         ('vit', dict(hidden_act='tanh'), "config.json has hidden_act='tanh'; known are"),
         ('dinov3-gated', dict(hidden_act='gelu'), 'use_gated_mlp with hidden_act'),
-        ('vit', dict(num_attention_heads=3), 'dim should be divisible by num_heads'),
+        ('vit', dict(num_attention_heads='2'), "config.json has num_attention_heads='2', which is no number"),
+        ('vit', dict(image_size='224'), "image_size='224', which is no number"),
+        ('beit', dict(layer_norm_eps='x'), "layer_norm_eps='x', which is no number"),
+        ('dinov2', dict(hidden_size=99), 'hidden_size=99, and the tensors have 16: it is of another model'),
+        ('dinov3', dict(num_hidden_layers=9), 'num_hidden_layers=9, and the tensors have 2'),
+        ('vit', dict(patch_size=3), r'patch_size=3, and the tensors have \('),
+        ('vit', dict(num_attention_heads=3), 'num_attention_heads=3, which does not divide the width 16'),
+        ('vit', dict(num_channels=4), 'num_channels=4, and the tensors have 3'),
+        ('beit', dict(intermediate_size=7), 'intermediate_size=7, and the tensors have'),
+        ('vit', dict(image_size=96), 'image_size=96, whose positions are .*, and the tensors have'),
+        ('dinov2', dict(use_swiglu_ffn=True), 'use_swiglu_ffn=True, and the tensors have False'),
+        ('dinov2-registers', dict(num_register_tokens=1), 'num_register_tokens=1, and the tensors have'),
     ],
 )
 def test_configs_that_cannot_be_followed(tmp_path, folder, changes, message):
@@ -216,25 +343,125 @@ def test_configs_that_cannot_be_followed(tmp_path, folder, changes, message):
 # ---------------------------------------------------------------- strictness, and files of our own
 
 
+@pytest.mark.parametrize('name', ['vit', 'beit', 'dinov2'])
+def test_without_a_config(tmp_path, name):
+    """The norms have what Hugging Face's models have by default."""
+    shutil.copy(FOLDERS / name / 'model.safetensors', tmp_path)
+    heads = json.loads((FOLDERS / name / 'config.json').read_text())['num_attention_heads']
+    expected = load_file(FOLDERS / name / 'expected.safetensors')
+    found = load_encoder(tmp_path, num_heads=heads).encode(expected['image'])
+    torch.testing.assert_close(found, expected['tokens'], rtol=1e-5, atol=1e-5)
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     state = vit('vit_small_patch14_dinov2', img_size=56).state_dict()
     state['blocks.1.attn.adapter.weight'] = torch.zeros(2)
     with pytest.raises(CheckpointError, match='1 unexpected: vit.blocks.1.attn.adapter.weight'):
-        load_encoder(dict(state))
+        load_encoder(dict(state), num_heads=2)
     del state['blocks.1.attn.adapter.weight']
     with pytest.raises(CheckpointError, match='was made for 17 patches, which are no square'):
-        load_encoder(dict(state, pos_embed=torch.randn(1, 18, 128)))
+        load_encoder(dict(state, pos_embed=torch.randn(1, 18, 128)), num_heads=2)
     del state['blocks.1.norm1.weight']
     with pytest.raises(CheckpointError, match='1 missing: vit.blocks.1.norm1.weight'):
-        load_encoder(dict(state))
+        load_encoder(dict(state), num_heads=2)
 
 
-def test_models_that_tensors_do_not_tell_apart_are_named_by_the_user():
-    model = vit('vit_base_patch16_clip_quickgelu_224', img_size=64)
-    with pytest.raises(CheckpointError, match="a norm in front of its blocks, as CLIP has it, .* model_name='vit_base_patch16_clip_quick"):
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('vit_base_patch16_clip_quickgelu_224', "a norm in front of its blocks, as CLIP .* model_name='vit_base_patch16_clip_quick"),
+        ('vit_small_patch16_rope_mixed_224', 'learned rotary positions'),
+        ('aimv2_large_patch14_224', 'norms without biases'),
+        ('vit_small_patch16_18x2_224', 'parallel layers'),
+        ('vit_base_patch16_xp_224', 'a norm in front of its blocks'),
+        ('vit_so400m_patch16_siglip_256', 'no cls token, .* model_name='),
+        ('vit_base_patch16_rpn_224', 'no cls token'),
+        ('vit_base_patch16_radio_v3', 'no final norm'),
+        ('eva02_base_patch16_clip_224', 'norms inside its attentions'),
+        ('vit_dwee_patch16_reg1_gap_256', 'differential attention'),
+        ('vit_small_patch16_rope_224', 'a biased projection and no positions'),
+        ('vit_small_patch16_rope_ape_224', 'gamma_1 and positions'),
+        ('vit_medium_patch16_rope_reg1_gap_256', 'neither cls token nor positions'),
+        ('eva_giant_patch14_clip_224', 'norms of its blocks stand in front of the branches'),
+        ('eva02_enormous_patch14_clip_224', "or behind them, .* model_name='eva_giant_patch14_224'"),
+    ],
+)
+def test_models_that_tensors_do_not_tell_apart_are_named_by_the_user(tmp_path, name, message):
+    """Or by timm's config.json beside the file."""
+    size = 4 * (14 if 'patch14' in name else 16)
+    model, settings = vit(name, img_size=size), dict(depth=2, embed_dim=128, num_heads=2, img_size=size)
+    with pytest.raises(CheckpointError, match=message):
         load_encoder(dict(model.state_dict()))
-    settings = dict(model_name='vit_base_patch16_clip_quickgelu_224', depth=2, embed_dim=128, num_heads=2, img_size=64)
-    assert_same(load_encoder(dict(model.state_dict()), **settings), model)
+    assert_same(load_encoder(dict(model.state_dict()), model_name=name, **settings), model)
+    save_file(model.state_dict(), tmp_path / 'model.safetensors')
+    (tmp_path / 'config.json').write_text(json.dumps(dict(architecture=name, model_args=settings)))
+    assert_same(load_encoder(tmp_path), model)
+
+
+def test_heads_that_several_models_have_otherwise_are_asked_for():
+    """Those of a released size are known: also where they are not 64 channels wide, as in Virchow and the largest DINOv3."""
+    gated = dict(init_values=1e-5, mlp_ratio=5.3375, reg_tokens=4, mlp_layer=timm.layers.SwiGLUPacked, act_layer=torch.nn.SiLU)
+    with torch.device('meta'):
+        for name, settings in (
+            ('deit3_huge_patch14_224', {}),
+            ('vit_huge_patch14_224', gated),
+            ('vit_so400m_patch14_reg1_tipsv2', {}),
+            ('vit_7b_patch16_dinov3', {}),
+            ('vit_huge_plus_patch16_dinov3', {}),
+            ('vit_base_patch16_plus_240', {}),
+        ):
+            model = timm.create_model(name, **settings)
+            arguments = read_weights(dict(model.state_dict())).timm_model().arguments
+            found = TimmEncoder(**arguments)
+            assert found.spec.num_heads == model.blocks[0].attn.num_heads, name
+            assert {key: value.shape for key, value in found.vit.state_dict().items()} == {
+                key: value.shape for key, value in model.state_dict().items() if not key.startswith('head')
+            }
+    for name in ('vit_small_patch14_dinov2', 'vit_small_patch16_dinov3', 'eva02_base_patch14_224'):
+        with pytest.raises(CheckpointError, match='does not tell the number of heads .* give num_heads='):
+            load_encoder(dict(vit(name, num_heads=4, img_size=56).state_dict()))
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings', 'pool'),
+    [
+        ('vit_small_patch16_224', dict(global_pool='avg'), 'avg'),
+        ('vit_small_patch16_224', {}, 'token'),
+        ('eva02_small_patch14_224', dict(global_pool='token'), 'token'),
+        ('eva02_small_patch14_224', {}, 'avg'),
+        ('eva_large_patch14_196', {}, 'avg'),
+    ],
+)
+def test_tensors_tell_whether_the_tokens_are_normalised(name, settings, pool):
+    model = vit(name, img_size=56 if '14' in name else 64, **settings)
+    encoder = load_encoder(dict(model.state_dict()), num_heads=2)
+    assert_same(encoder, model)
+    assert encoder.vit.global_pool == pool
+
+
+def test_what_is_no_plain_file_of_weights():
+    state = dict(vit('vit_small_patch16_224', img_size=64).state_dict())
+    with pytest.raises(CheckpointError, match='as torch.int8, as quantised models do'):
+        load_encoder({**state, 'norm.weight': state['norm.weight'].to(torch.int8)}, num_heads=2)
+    with pytest.raises(CheckpointError, match='no whole encoder: blocks.0.mlp.fc1.weight is missing'):
+        load_encoder({key: value for key, value in state.items() if key != 'blocks.0.mlp.fc1.weight'}, num_heads=2)
+    adapted = {key.replace('.qkv.', '.qkv.base_layer.'): value for key, value in state.items()}
+    with pytest.raises(CheckpointError, match='low-rank updates of peft: merge them'):
+        load_encoder({**adapted, 'blocks.0.attn.qkv.lora_A.default.weight': torch.zeros(4, 128)}, num_heads=2)
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('vit_base_patch16_224_miil', {}),
+        ('vit_small_patch16_224', dict(reg_tokens=4)),
+        ('vit_giant_patch14_reg4_dinov2', dict(reg_tokens=9)),
+    ],
+)
+def test_biases_and_positions_that_others_have_not(name, settings):
+    """No biases of queries, keys and values; positions of registers; many registers."""
+    model = vit(name, img_size=56 if '14' in name else 64, **settings)
+    assert_same(load_encoder(dict(model.state_dict()), num_heads=2), model)
 
 
 def test_backbones_start_from_released_files(tmp_path):
@@ -252,6 +479,20 @@ def test_backbones_start_from_released_files(tmp_path):
 
 
 @torch.no_grad()
+def test_backbones_know_the_view_that_the_files_tell(tmp_path):
+    """UNI's ViT has the name of timm's own, whose images were normalised otherwise: a backbone takes what lies beside the file."""
+    settings = dict(depth=2, embed_dim=128, num_heads=2, img_size=64)
+    torch.save(vit('vit_large_patch16_224', **settings).state_dict(), tmp_path / 'pytorch_model.bin')
+    encoder = TimmEncoder('vit_large_patch16_224', **settings, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path)))
+    assert encoder.spec.view.mean == (127.5,) * 3
+    encoder.init_weights()
+    assert encoder.spec.view.mean == IMAGENET == load_encoder(tmp_path, num_heads=2).spec.view.mean
+    config = dict(architecture='vit_large_patch16_224', model_args=settings, pretrained_cfg=dict(mean=[0.7] * 3, std=[0.2] * 3))
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    encoder.init_weights()
+    assert encoder.spec.view.mean == (178.5,) * 3 and encoder.spec.view.size == (64, 64)
+
+
 def test_our_own_files_describe_themselves(tmp_path):
     from mmcae.checkpoints import metadata, write_state_dict
 
@@ -298,6 +539,19 @@ def test_what_caevit_cannot_be(name, part):
 
     with pytest.raises(CheckpointError, match=f'holds a ViT with .*{part}.*, which CAEViT has not: build it as mmcae.TimmEncoder'):
         load_into(encoder, dict(state))
+
+
+def test_a_name_that_is_asked_for_on_the_command_line(tmp_path, fork_tool):
+    """It is given once, and what is written names it for all commands."""
+    name = 'vit_xsmall_patch16_clip_224'
+    model = timm.create_model(name, num_classes=0).eval()
+    torch.save(model.state_dict(), tmp_path / 'clip.pth')
+    export = ('export', tmp_path / 'clip.pth', tmp_path / 'named', '--to', 'timm')
+    code, output = fork_tool('mmcae/__main__.py', *export)
+    assert code == 2 and 'name it, as by --model-name vit_base_patch16_clip_quickgelu_224' in output.splitlines()[-1], output
+    code, output = fork_tool('mmcae/__main__.py', *export, '--model-name', name)
+    assert code == 0, output
+    assert_same(load_encoder(tmp_path / 'named'), model)
 
 
 def test_the_converter_keeps_timms_names_or_refuses(tmp_path, fork_tool):

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from mmpretrain.models import backbones
 from reference import golden
 from reference.examples import CAE
 
+from mmcae.apis import load_encoder
 from mmcae.checkpoints import (
     cae_of,
     convert_mmpretrain,
@@ -157,7 +159,7 @@ def test_classifier_of_mmpretrain(tiny_cae):
 def test_two_norms_are_not_guessed_between(tiny_cae):
     state = to_mmpretrain(tiny_cae().state_dict())
     both = state | {'backbone.ln2.weight': torch.full((48,), 2.0), 'backbone.ln2.bias': torch.zeros(48)}
-    with pytest.raises(CheckpointError, match=r"two final norms, 'ln1' of all tokens and 'ln2' of their mean.* norm='ln1' or norm='ln2'"):
+    with pytest.raises(CheckpointError, match=r"two final norms, 'ln1' of all tokens and 'ln2' of their mean.* norm='ln1', or 'ln2'"):
         to_mmcae(both)
     assert torch.equal(to_mmcae(both, 'ln1')['backbone.norm.weight'], state['backbone.ln1.weight'])
     assert (to_mmcae(both, 'ln2')['backbone.norm.weight'] == 2).all()
@@ -169,6 +171,39 @@ def test_backbone_of_mmpretrain_alone(tiny_cae):
         key.removeprefix('backbone.'): value for key, value in to_mmpretrain(model.state_dict()).items() if key.startswith('backbone.')
     }
     assert_equal(encoder_of(to_mmcae(state | {'head.weight': torch.zeros(1)})), model.backbone.state_dict())
+
+
+SMALL = dict(arch=dict(embed_dims=48, num_layers=2, num_heads=4, feedforward_channels=96), img_size=64, patch_size=16, out_type='raw')
+
+
+@pytest.mark.parametrize(
+    ('name', 'settings'),
+    [
+        ('VisionTransformer', dict(layer_scale_init_value=0.1)),
+        ('BEiTViT', dict(use_rel_pos_bias=True, use_abs_pos_emb=False)),
+        ('BEiTViT', dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True, use_abs_pos_emb=False)),
+    ],
+)
+@torch.no_grad()
+def test_vits_of_mmpretrain_compute_the_same(name, settings):
+    model = getattr(backbones, name)(**SMALL, **settings)
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    model.eval()
+    images = torch.randn(1, 3, 64, 64)
+    for prefix in ('backbone.', ''):
+        encoder = load_encoder({prefix + key: value for key, value in model.state_dict().items()}, num_heads=4)
+        torch.testing.assert_close(encoder.encode(images), model(images)[-1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'part'),
+    [(dict(pre_norm=True), 'a norm in front of its blocks'), (dict(layer_cfgs=dict(ffn_type='swiglu_fused')), 'gated MLPs')],
+)
+def test_vits_of_mmpretrain_that_caes_encoder_is_not(settings, part):
+    model = backbones.VisionTransformer(**SMALL, **settings)
+    with pytest.raises(CheckpointError, match=f'given state dict: The ViT of mmpretrain has {part}.*take the file of the model'):
+        load_encoder(dict(model.state_dict()), num_heads=4)
 
 
 # ---------------------------------------------------------------- timm and encoders

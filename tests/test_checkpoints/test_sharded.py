@@ -4,7 +4,10 @@ import io
 import os
 import pickle
 import warnings
+from collections import Counter
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed import checkpoint as dcp
@@ -14,6 +17,7 @@ from mmcae.apis import load_encoder
 from mmcae.checkpoints import metadata_of, read_checkpoint
 from mmcae.checkpoints.pieces import publish, write_piece
 from mmcae.checkpoints.reading import read_sharded
+from mmcae.checkpoints.sharded import tiled
 from mmcae.utils.errors import CheckpointError
 
 TENSORS = {
@@ -139,6 +143,69 @@ def set_entry(**values):
 def test_metadata_that_cannot_be_are_refused(folder, change):
     change_metadata(folder, change)
     with pytest.raises(CheckpointError, match=r'\.metadata is damaged'):
+        read_checkpoint(folder)
+
+
+def boxes(*parts):
+    return [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in parts]
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_parts_make_up_a_tensor_if_each_value_is_in_one(seed):
+    """Random boxes, all of the right volume, against counting how often each value is covered."""
+    random = np.random.default_rng(seed)
+    found = Counter()
+    for _ in range(300):
+        size = tuple(random.integers(1, 5, random.integers(0, 4)).tolist())
+        parts = [((0,) * len(size), size)]
+        for _ in range(random.integers(0, 5) if size else 0):  # cut a part in two
+            offsets, sizes = parts.pop(random.integers(len(parts)))
+            axis = random.integers(len(size))
+            cut = int(random.integers(0, sizes[axis] + 1))
+            change = lambda values, value: (*values[:axis], value, *values[axis + 1 :])  # noqa: B023, E731
+            parts.append((offsets, change(sizes, cut)))
+            parts.append((change(offsets, offsets[axis] + cut), change(sizes, sizes[axis] - cut)))
+        if random.integers(2):  # and put one elsewhere
+            offsets, sizes = parts.pop()
+            parts.append((tuple(int(random.integers(0, n - m + 1)) for n, m in zip(size, sizes, strict=True)), sizes))
+        covered = np.zeros(size, int)
+        for offsets, sizes in parts:
+            covered[tuple(slice(at, at + length) for at, length in zip(offsets, sizes, strict=True))] += 1
+        entry = SimpleNamespace(size=torch.Size(size), chunks=boxes(*parts))
+        assert tiled(entry) == bool((covered == 1).all()), (size, parts)
+        found[tiled(entry)] += 1
+    assert min(found[True], found[False]) > 5
+
+
+@pytest.mark.parametrize(
+    'parts',
+    [
+        [((0, 0), (2, 3)), ((0, 0), (2, 3))],  # the first half twice
+        [((0, 0), (3, 3)), ((1, 0), (1, 3))],
+        [((0, 0), (3, 3))],
+        [((0, 0), (4, 3)), ((0, 0), (4, 3))],
+        [((0, 0), (4, 2)), ((0, 1), (4, 1))],
+    ],
+)
+def test_parts_that_overlap_or_leave_something_out_are_refused(folder, parts):
+    def forge(metadata):
+        (place,) = (place for index, place in metadata.storage_data.items() if index.fqn == 'state_dict.weight')
+        metadata.state_dict_metadata['state_dict.weight'].chunks = boxes(*parts)
+        for offsets, _ in parts:
+            metadata.storage_data[MetadataIndex('state_dict.weight', torch.Size(offsets))] = place
+
+    change_metadata(folder, forge)
+    with pytest.raises(CheckpointError, match=r'\.metadata is damaged .*parts of state_dict.weight do not make it up') as error:
+        read_checkpoint(folder)
+    assert '\n' not in str(error.value)
+
+
+def test_a_part_in_two_places_is_refused(folder):
+    def forge(metadata):
+        metadata.storage_data[MetadataIndex('state_dict.count', None)] = next(iter(metadata.storage_data.values()))
+
+    change_metadata(folder, forge)
+    with pytest.raises(CheckpointError, match=r'\.metadata is damaged .*a part is in two places'):
         read_checkpoint(folder)
 
 

@@ -117,13 +117,13 @@ def test_a_failure_stops_the_others_and_shows_the_log_and_the_command(tmp_path):
     jobs = [
         Job('good', 'good', touch(tmp_path / 'good.txt')),
         Job('bad', 'the bad one', script('print("what went wrong"); raise SystemExit(3)')),
-        Job('long', 'long', script('import time; time.sleep(60)')),
+        Job('long', 'long', script('import time; time.sleep(600)')),
         Job('never', 'never', touch(tmp_path / 'never.txt'), needs=('bad',)),
     ]
     began = time.time()
     with pytest.raises(JobFailed) as caught:
         JobRunner(jobs, tmp_path / 'out', lanes=2).run()
-    assert time.time() - began < 30
+    assert time.time() - began < 500, 'waited for the long one'
     message = str(caught.value)
     assert 'what went wrong' in message and 'exit code 3' in message and 'the bad one' in message and 'job.log' in message
     assert shown(jobs[1].command) in message
@@ -152,9 +152,9 @@ def test_an_interruption_ends_all_that_was_started(tmp_path, number):
     process = subprocess.Popen([sys.executable, '-c', RUN_FOREVER, str(tmp_path)], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     pids = wait_for_text(tmp_path / 'pids', words=2)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=300)
     assert process.returncode != 0
-    for _ in range(100):  # a signal takes a moment to end a process that nobody waits for
+    for _ in range(1000):  # a signal takes a moment to end a process that nobody waits for
         if not any(is_alive(int(pid)) for pid in pids):
             break
         time.sleep(0.05)
@@ -169,7 +169,7 @@ def test_one_folder_serves_one_run_at_a_time(tmp_path):
 
 
 def wait_for_text(path, words):
-    for _ in range(300):
+    for _ in range(3000):
         if path.exists() and len(path.read_text().split()) == words:
             return path.read_text().split()
         time.sleep(0.1)

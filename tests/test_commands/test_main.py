@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from functools import partial
 from importlib import import_module
 
 import pytest
+import torch
 
-from mmcae.commands.main import COMMANDS, main, make_parser
+from mmcae.commands.main import COMMANDS, as_option, main, make_parser
+from mmcae.utils.errors import argument, spelled_by
 
 MMCAE = 'mmcae/__main__.py'
 # Asks for the help of all commands in one process, which would show what any of them has imported.
@@ -117,3 +120,41 @@ def test_module_and_tool_are_the_command(fork_tool, tmp_path):
     for tool, arguments in ((MMCAE, ['train']), ('tools/train.py', [])):
         code, output = fork_tool(tool, *arguments, 'nothing.py', cwd=tmp_path)
         assert code == 2 and f'There is no config nothing.py, neither in {tmp_path}' in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    'words, remedy',
+    [
+        (('attention', 'HEADS', 'a.png'), 'encoder (48 wide), and tensors cannot: give --num-heads. '),
+        (
+            ('look', 'HEADS', '--images', 'a.png', '--num-heads', '4'),
+            'regressor and decoder (48 wide), and tensors cannot: give --decoder-num-heads. ',
+        ),
+        (('look', 'HEADS', '--images', 'a.png', '--num-heads', '5'), 'num_heads=5 does not fit an encoder 48 wide'),
+        (('convert', 'HEADS', 'out.pth', '--to', 'timm'), 'give --num-heads. '),
+        (('convert', 'TWO', 'out.pth', '--to', 'encoder'), 'Choose one: give --prefix first.'),
+        (('attention', 'TWO', 'a.png'), 'Choose one: give --prefix first. to mmcae convert, and what it writes to this command'),
+        (('judge', 'SIZE', '--data', 'DATA'), 'or mmcae export --img-size HEIGHT WIDTH'),
+    ],
+)
+def test_an_argument_that_is_missing_is_named_as_an_option(capsys, tiny_cae, tmp_path, monkeypatch, image_folder, words, remedy):
+    """Of this command, or of one that writes files for it."""
+    monkeypatch.chdir(tmp_path)
+    state = tiny_cae().state_dict()
+    encoder = {name.removeprefix('backbone.'): value for name, value in state.items() if name.startswith('backbone.')}
+    contents = dict(
+        HEADS=state,
+        TWO={f'{side}.{name}': value for side in ('first', 'second') for name, value in encoder.items()},
+        SIZE=encoder | dict(pos_embed=torch.randn(1, 9, 48)),
+    )
+    for name, content in contents.items():
+        torch.save(content, f'{name}.pth')
+    paths = dict(DATA=image_folder('data', ('a', 'b'), 4), **{name: f'{name}.pth' for name in contents})
+    line = refused(capsys, *(str(paths.get(word, word)) for word in words))
+    assert remedy in line, line
+
+
+def test_commands_with_a_config_have_arguments_in_it():
+    for command, name, spelled in [('train', 'prefix', "prefix='teacher.'"), ('evaluate', 'num_heads', '--num-heads teacher.')]:
+        with spelled_by(partial(as_option, make_parser(import_module(f'mmcae.commands.{command}')))):
+            assert argument(name, 'teacher.') == spelled

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 import pytest
 from mmengine.config import Config
 
+from mmcae.apis.planning import GPUS
 from mmcae.commands.main import run_command
 from mmcae.commands.plan import describe, images_of_schedule, known_images, make_plan
 from mmcae.utils.configs.loading import load_config
+from mmcae.utils.errors import ConfigError
 
 FULL = dict(gpus=4, gpu='H100', share=0.5, images=1000, images_per_core=500.0, kilobytes=100.0, config='CONFIG')
 
@@ -41,21 +43,47 @@ def test_text(cfg, figures):
     text = describe(cfg, SimpleNamespace(**FULL), figures)
     assert text.startswith('CONFIG on 4 x H100')
     assert 'effective batch: 64, lr 0.' in text and 'GPU-hours' in text
+    assert 'images of 32x32 pixels (height x width)\n' in text
+    assert '8 objects in each' in describe(cfg, SimpleNamespace(**FULL), figures | dict(objects_per_image=8))
+
+
+RECOMPUTE, SHARE = 'model.backbone.with_cp=True', 'runner_type=FlexibleRunner strategy.type=mmcae.FSDP2Strategy'
+ACCUMULATE = 'train_dataloader.batch_size={} optim_wrapper.accumulative_counts={} and {} times the iterations (effective batch {})'
 
 
 @pytest.mark.parametrize(
-    ('largest', 'with_cp', 'text'),
+    ('largest', 'batch', 'changes', 'text'),
     [
-        (8, False, 'fits: 8; recompute activations (model.backbone.with_cp=True)'),
-        (6, True, 'fits: 6; train_dataloader.batch_size=6 optim_wrapper.accumulative_counts=3 has'),
-        (0, False, 'not one image: shard the model'),
-        (16, False, 'fits: 16\n'),
+        (9, 16, {}, f'fits: 9; recompute activations: {RECOMPUTE}, or accumulate gradients: {ACCUMULATE.format(8, 2, 2, 64)}\n'),
+        (7, 13, dict(with_cp=True), f'fits: 7; accumulate gradients: {ACCUMULATE.format(7, 2, 2, 56)}\n'),
+        (0, 16, dict(with_cp=True), f'fits: 0, not one image; share the model out over the GPUs: {SHARE}\n'),
+        (0, 16, dict(type='mmpretrain.VisionTransformer'), f'fits: 0, not one image; share the model out over the GPUs: {SHARE}\n'),
+        (16, 16, {}, 'fits: 16\n'),
     ],
 )
-def test_remedies(cfg, figures, largest, with_cp, text):
+def test_remedies(cfg, figures, largest, batch, changes, text):
     changed = cfg.copy()
-    changed.model.backbone.with_cp = with_cp
-    assert text in describe(changed, SimpleNamespace(**FULL), figures | dict(largest_batch=largest))
+    changed.model.backbone.update(changes)
+    figures = figures | dict(largest_batch=largest, batch_size=batch, effective_batch=4 * batch)
+    assert text in describe(changed, SimpleNamespace(**FULL), figures)
+
+
+def test_remedies_are_changes_that_it_takes(repository, monkeypatch):
+    monkeypatch.setitem(GPUS, 'H100', (0.02, 989))
+    config, settings = repository / 'configs/digits/cae_pixels_vit-digits.py', SimpleNamespace(**FULL)
+
+    def planned(*changes):
+        cfg = load_config(config, ['train_dataloader.batch_size=64', 'optim_wrapper.accumulative_counts=2', *changes])
+        return make_plan(cfg, settings), describe(cfg, settings, make_plan(cfg, settings))
+
+    whole, text = planned()
+    assert whole['largest_batch'] < 64 and RECOMPUTE in text
+    changes = re.search('train_dataloader.batch_size=\\S+ optim_wrapper.accumulative_counts=\\S+', text)[0].split()
+    small, text = planned(*changes)
+    assert small['batch_size'] <= small['largest_batch'] and small['effective_batch'] == whole['effective_batch'] == 4 * 64 * 2
+    assert planned(RECOMPUTE)[0]['largest_batch'] > whole['largest_batch']
+    shared, text = planned(*SHARE.split())
+    assert shared['largest_batch'] > whole['largest_batch'] and 'shared out over 4 GPUs' in text
 
 
 def test_length_of_the_schedule():
@@ -68,7 +96,38 @@ def test_length_of_the_schedule():
     assert images_of_schedule(config('x', max_iters=10), None, 32) == 320
     assert images_of_schedule(config('x', max_epochs=10), None, 32) is None
     assert images_of_schedule(config('x', max_epochs=10), 100, 32) == 1000
-    assert known_images(config('data/imagenet/')) == 1281167 and known_images(config('mine/')) is None
+    again = config('x', max_epochs=10)
+    again.train_dataloader.dataset.update(type='RepeatDataset', times=3)
+    assert images_of_schedule(again, 100, 32) == 3000
+
+
+@pytest.mark.parametrize(
+    ('root', 'images'),
+    [
+        ('data/imagenet/', 1281167),
+        ('s3://bucket/ImageNet-1k/train', 1281167),
+        ('data/ade/ADEChallengeData2016', 20210),
+        ('data/VOCdevkit/VOC2012', 10582),
+        ('data/coco/', 117266),
+        ('mine/', None),
+        ('jade/photos', None),
+        ('data/imagenet100', None),
+        ('data/imagenet-21k', None),
+        ('data/coconuts', None),
+    ],
+)
+def test_well_known_data_sets(root, images):
+    """By whole names of folders, and the part that is taken."""
+    dataset = Config(dict(type='ImageNet', data_root=root))
+    assert known_images(dataset) == images == known_images(Config(dict(dataset=dataset)))
+    assert known_images(Config(dict(labels=0.01, dataset=dataset))) == (images and round(images / 100))
+    assert known_images(Config(dict(labels=500, dataset=dataset))) == 500
+
+
+def test_the_learning_rate_is_that_of_the_training(cfg, figures):
+    changed, lr = cfg.copy(), cfg.optim_wrapper.optimizer.lr
+    changed.auto_scale_lr = dict(enable=True, base_batch_size=256)
+    assert f"effective batch: 64, lr {lr / 4:g} (the config's {lr:g} x 0.25)\n" in describe(changed, SimpleNamespace(**FULL), figures)
 
 
 def test_command(repository, tmp_path, capsys):
@@ -98,6 +157,23 @@ def test_refused(repository, capsys, arguments, message):
 
 
 def test_a_batch_of_two_with_batch_norms(repository):
-    """Memory is counted for batches that batch norms can train on."""
-    cfg = load_config(repository / 'configs/digits/upernet_vit-digits.py', ['train_dataloader.batch_size=2'])
+    """Memory is counted for batches that batch norms can train on, and without the GPU that mmengine's mixed precision asks for."""
+    options = ['train_dataloader.batch_size=2', 'optim_wrapper.type=AmpOptimWrapper']
+    cfg = load_config(repository / 'configs/digits/upernet_vit-digits.py', options)
     assert make_plan(cfg, SimpleNamespace(**FULL))['largest_batch'] > 2
+
+
+def test_detectors_have_defaults_of_their_own(repository):
+    settings = dict(FULL, share=None, images_per_core=None, kilobytes=None)
+    figures = [
+        make_plan(load_config(repository / f'configs/digits/{name}_vit-digits.py'), SimpleNamespace(**settings))
+        for name in ('mask_rcnn', 'cae_pixels')
+    ]
+    assert [plan['share'] for plan in figures] == [0.08, 0.35]
+    assert [plan['images_per_second'] / plan['loader_cores_per_gpu'] / 4 for plan in figures] == pytest.approx([45, 570])
+
+
+def test_deepspeed_is_refused(repository):
+    cfg = load_config(repository / 'configs/cae/cae_vit-large-p16_32xb64-deepspeed-amp-coslr-1600e_in1k.py')
+    with pytest.raises(ConfigError, match="DeepSpeed's step is its own.* Plan the same model"):
+        make_plan(cfg, SimpleNamespace(**FULL))

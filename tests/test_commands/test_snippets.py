@@ -21,7 +21,7 @@ def checkpoint(request, tmp_path):
         encoder = CAEViT(arch=dict(embed_dims=48, num_layers=4, num_heads=4), img_size=64)
         content = dict(state_dict=encoder.state_dict(), meta=dict(encoder=encoder.spec.to_dict()))
     else:
-        content = timm.create_model('vit_small_patch14_reg4_dinov2', depth=4, img_size=56, num_classes=0).state_dict()
+        content = timm.create_model('vit_small_patch14_reg4_dinov2', img_size=56, num_classes=0).state_dict()
     torch.save(content, tmp_path / 'encoder.pth')
     return tmp_path / 'encoder.pth'
 

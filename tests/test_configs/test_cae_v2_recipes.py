@@ -37,7 +37,8 @@ def clip_file(tmp_path, outputs=24, patch=16, grid=14):
 
 def build(cfg, tmp_path, outputs=24, patch=16):
     model = cfg.model.copy()
-    model.target_generator = dict(model.target_generator, checkpoint=clip_file(tmp_path, outputs, patch))
+    teacher = {key: value for key, value in model.target_generator.model.items() if key in ('type', 'img_size')}  # in the file's sizes
+    model.target_generator = dict(model.target_generator, checkpoint=clip_file(tmp_path, outputs, patch), model=teacher)
     return MODELS.build(dict(model, data_preprocessor=cfg.data_preprocessor, init_cfg=None))
 
 

@@ -23,10 +23,13 @@ from mmengine.registry import HOOKS, TRANSFORMS
 
 @TRANSFORMS.register_module()
 class MaskOfTheImage(BaseTransform):
-    """The same mask for an image in whatever process it is loaded: 6 of 16 patches."""
+    """The same mask for an image in whatever process it is loaded, of 16 patches."""
+
+    def __init__(self, number=6):
+        self.number = number
 
     def transform(self, results):
-        order = random.Random(Path(results['img_path']).name).sample(range(16), 6)
+        order = random.Random(Path(results['img_path']).name).sample(range(16), self.number)
         mask = np.zeros(16, bool)
         mask[order] = True
         return dict(results, mask=mask.reshape(4, 4))
@@ -95,14 +98,24 @@ default_hooks = dict(
     statistics=dict(type='mmcae.TrainingStatistics', interval=1, images=4),
 )
 log_processor = dict(type='mmcae.LogProcessor', window_size=1)
-custom_hooks = [dict(type='NoteImages')]
+labelled = dict(type='CustomDataset', data_root='{labelled}', pipeline=[dict(type='mmcae.LoadImage'), dict(type='PackInputs')])
+probe = dict(
+    type='mmcae.OnlineProbe',
+    dataloader=dict(batch_size=4, dataset=dict(data_prefix='bank', **labelled)),
+    query_dataloader=dict(batch_size=4, dataset=dict(data_prefix='queries', **labelled)),
+    interval=3,
+    by_epoch=False,
+    k=(3,),
+    dtype='float32',
+)
+custom_hooks = [dict(type='NoteImages'), probe]
 visualizer = dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 """
 # Configs that differ from tiny.py in more than --cfg-options can say.
 VARIANTS = dict(
     # eps above the rounding errors of the gradients, which Adam would otherwise divide by themselves: whole steps out of noise.
     adamw="optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3, eps=1e-6, weight_decay=0.05))",
-    ema="custom_hooks = [dict(type='NoteImages'), dict(type='EMAHook', momentum=0.2, priority='ABOVE_NORMAL')]",
+    ema="custom_hooks = [dict(type='NoteImages'), {{_base_.probe}}, dict(type='EMAHook', momentum=0.2, priority='ABOVE_NORMAL')]",
     amp="optim_wrapper = dict(type='mmcae.AmpOptimWrapper')",
     zero="runner_type = 'FlexibleRunner'\n"
     "strategy = dict(type='mmcae.DeepSpeedStrategy', zero_optimization=dict(stage=1), gradient_clipping=0.5)\n"
@@ -125,6 +138,11 @@ def pretraining(tmp_path_factory):
     (folder / 'images').mkdir()
     for number in range(24):
         Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / 'images' / f'{number:02d}.png')
+    for name, count in (('bank', 9), ('queries', 5)):  # neither number is even in all processes
+        for number in range(count):
+            path = folder / 'labelled' / name / 'ab'[number % 2] / f'{number}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(path)
     torch.manual_seed(0)
     codebook = PatchCodebook(vocab_size=8, patch_size=4)
     codebook.quantizer.codes.data.normal_()
@@ -132,6 +150,7 @@ def pretraining(tmp_path_factory):
     torch.save(dict(state_dict=codebook.state_dict()), folder / 'codebook.pth')
     (folder / 'helpers_of_the_test.py').write_text(HELPERS)
     text = CONFIG.replace('{images}', str(folder / 'images')).replace('{codebook}', str(folder / 'codebook.pth'))
+    text = text.replace('{labelled}', str(folder / 'labelled'))
     (folder / 'tiny.py').write_text(text)
     for name, changes in VARIANTS.items():
         (folder / f'{name}.py').write_text(f"_base_ = 'tiny.py'\n{changes}\n")
@@ -147,6 +166,7 @@ class Run:
         weights: State dict of the last checkpoint.
         logged: The scalars of each iteration, as logged.
         statistics: What the hook TrainingStatistics logged after each.
+        probed: What the hook OnlineProbe logged, by iteration.
         ranks: For each process the images of each epoch, and the losses that it computed itself.
     """
 
@@ -160,6 +180,7 @@ class Run:
         (scalars,) = folder.glob('*/vis_data/scalars.json')
         entries = [json.loads(line) for line in scalars.read_text().splitlines()]
         self.logged = [entry for entry in entries if 'loss' in entry]
+        self.probed = {entry['step']: entry for entry in entries if 'probe/knn3_top1' in entry}
         self.statistics = [entry for entry in entries if 'stat/data_wait' in entry]
         self.ranks = [json.loads(folder.with_suffix(f'.rank{rank}.json').read_text()) for rank in range(processes)]
 

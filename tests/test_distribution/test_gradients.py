@@ -15,7 +15,7 @@ from mmengine.structures import PixelData
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 
-from mmcae.models.methods.cae import split_patches
+from mmcae.models.methods.base import split_patches
 from mmcae.registry import MODELS
 from mmcae.utils.configs.loading import load_config
 

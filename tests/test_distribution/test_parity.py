@@ -58,6 +58,14 @@ def test_accumulated_gradients(train, whole, processes, images):
     assert_same(accumulated, whole, accumulated=2)
 
 
+def test_complementary_masks_with_all_that_saves_memory(train):
+    """FSDP2, accumulated gradients, recomputed activations and a frozen block."""
+    common = ('model.complementary=True', 'train_dataloader.dataset.pipeline.2.number=8', 'model.backbone.frozen_stages=1')
+    saving = ('optim_wrapper.accumulative_counts=2', 'model.backbone.with_cp=True', 'train_dataloader.batch_size=2')
+    shared = train('shared', *common, *saving, config='fsdp2.py', processes=2)
+    assert_same(shared, train('complementary', *common), accumulated=2)
+
+
 def test_adamw(train):
     assert_same(train('two', 'train_dataloader.batch_size=4', config='adamw.py', processes=2), train('whole', config='adamw.py'))
 

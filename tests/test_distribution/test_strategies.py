@@ -25,6 +25,7 @@ def test_averaged_weights_are_what_a_checkpoint_gives(train, whole, fork_tool, t
     for name, value in whole.weights.items():
         torch.testing.assert_close(raw[name], value, rtol=0, atol=1e-5)  # averaging does not change the training
     assert any(not torch.allclose(averaged.weights[name], value, atol=1e-3) for name, value in whole.weights.items())
+    assert_same_probes(averaged, whole)  # of the weights that are trained
     source, converted = averaged.folder / 'epoch_2.pth', tmp_path / 'encoder.pth'
     code, output = fork_tool('tools/model_converters/convert.py', source, converted, '--to', 'encoder')
     assert code == 0, output
@@ -45,6 +46,7 @@ def test_fully_sharded(train, fork_tool, tmp_path):
     """In mixed precision as the recipe: the same training as without sharding; one whole checkpoint; exact after an interruption."""
     plain, sharded = (train('run', HALF, config=f'{name}.py', processes=2) for name in ('amp', 'fsdp'))
     assert_same_training(sharded, plain)
+    assert_same_probes(sharded, plain)
     assert len(sharded.statistics) == len(sharded.logged) and not any('stat/effective_rank' in entry for entry in sharded.statistics)
     assert all(entry['stat/effective_rank'] > 0 and entry['stat/grad_norm/backbone'] > 0 for entry in plain.statistics)
     code, output = fork_tool(
@@ -71,6 +73,8 @@ def test_only_matrices_are_decayed_when_sharded(train):
 def test_fsdp2_is_the_same_training_as_one_process(train, whole):
     sharded = train('sharded', HALF, config='fsdp2.py', processes=2)
     assert_same_training(sharded, whole)
+    assert_same_probes(sharded, whole)
+    assert set(sharded.statistics[-1]) == {'stat/images_per_second', 'stat/data_wait', 'step'}
 
 
 @pytest.mark.skipif(importlib.util.find_spec('deepspeed') is None, reason='DeepSpeed is an extra')
@@ -103,3 +107,10 @@ def assert_same_training(run, reference, steps=slice(None), names=('loss', 'loss
     assert set(run.weights) == set(reference.weights)
     for name, value in reference.weights.items():
         torch.testing.assert_close(run.weights[name], value, rtol=0, atol=tolerance)
+
+
+def assert_same_probes(run, reference):
+    """What mmcae.OnlineProbe sees of the encoder while it trains."""
+    assert run.probed.keys() == reference.probed.keys() == {3, 6}
+    for step, expected in reference.probed.items():
+        assert run.probed[step] == pytest.approx(expected, rel=1e-3), step

@@ -1,16 +1,18 @@
 """FSDP2 in a group of one process: what is shared out and what stays, that it computes the same, and what it refuses."""
 
+import errno
+
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import ExponentialMovingAverage
-from torch.distributed import HashStore, init_device_mesh
+from torch.distributed import HashStore, checkpoint, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from mmcae.engine.fsdp2 import NAME, check_combination, shard
+from mmcae.engine.fsdp2 import NAME, check_combination, failure_of_one, shard
 from mmcae.engine.launch import build_runner
 from mmcae.registry import OPTIM_WRAPPERS, STRATEGIES
-from mmcae.utils.errors import ConfigError
+from mmcae.utils.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -136,6 +138,28 @@ def test_a_training_is_refused_before_it_is_built(tmp_path):
 def test_settings_that_are_refused(tmp_path, settings, words):
     with pytest.raises(ConfigError, match=words):
         STRATEGIES.build(dict(type='mmcae.FSDP2Strategy', work_dir=str(tmp_path), **settings))
+
+
+@pytest.mark.parametrize(
+    'failure, kind, words',
+    [
+        (OSError(errno.ENOSPC, 'No space left on device'), OSError, 'No space left on device: .*epoch_1.pth'),
+        (
+            RuntimeError('unexpected pos 64'),
+            CheckpointError,
+            'process 0 failed with RuntimeError: unexpected pos 64. Look at the disk',
+        ),
+    ],
+)
+@pytest.mark.parametrize('background', [False, True])
+def test_what_fails_in_one_process_is_told_of_the_checkpoint(mesh, tmp_path, monkeypatch, failure, kind, words, background):
+    def fail(*_):
+        raise failure
+
+    monkeypatch.setattr(checkpoint.FileSystemWriter, 'write_data', fail)
+    tensors, target = dict(weight=torch.ones(2)), dict(storage_writer=checkpoint.FileSystemWriter(tmp_path / 'partial'))
+    with pytest.raises(kind, match=words), failure_of_one(tmp_path / 'epoch_1.pth'):
+        checkpoint.async_save(tensors, **target).result() if background else checkpoint.save(tensors, **target)
 
 
 def test_methods_with_a_momentum_encoder_are_refused(mesh, tmp_path):

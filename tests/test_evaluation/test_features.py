@@ -1,5 +1,7 @@
 """Features come in the order of the data set, in eval mode, and leave the model and the random numbers as they were."""
 
+import subprocess
+
 import pytest
 import torch
 from mmpretrain.models import ImageClassifier, TwoNormDataPreprocessor
@@ -14,11 +16,11 @@ MEAN, STD = [120.0, 110.0, 100.0], [60.0, 58.0, 57.0]
 
 @pytest.fixture
 def loader(image_folder):
-    def make(with_label=True, batch_size=3):
+    def make(with_label=True, batch_size=3, **settings):
         root = image_folder('images', ('a', 'b', 'c'), count=3)
         pipeline = [dict(type='mmpretrain.LoadImageFromFile'), dict(type='mmpretrain.PackInputs')]
         dataset = dict(type='mmpretrain.CustomDataset', data_root=str(root), with_label=with_label, pipeline=pipeline)
-        return build_dataloader(dict(batch_size=batch_size, dataset=dataset))
+        return build_dataloader(dict(batch_size=batch_size, dataset=dataset, **settings))
 
     return make
 
@@ -67,6 +69,15 @@ def test_random_numbers_are_left_alone(loader):
 def make_model_without_draws():
     with torch.random.fork_rng():
         return make_model(drop_path_rate=0.5).train()
+
+
+def test_signals_to_all_processes_leave_its_workers_at_work(loader):
+    batches = iter(loader(num_workers=1, prefetch_factor=1))
+    next(batches)
+    (worker,) = batches._workers
+    for number in ('TERM', 'INT', 'HUP', 'USR1'):  # by another process than the one whose workers they are
+        subprocess.run(['kill', f'-{number}', str(worker.pid)], check=True)
+    assert len(list(batches)) == 2
 
 
 def test_no_images_are_refused():

@@ -8,7 +8,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -117,14 +116,14 @@ class Training:
         code = 1
         try:
             os.setsid()
-            signal.alarm(120)  # whatever happens, the test ends
+            signal.alarm(300)  # whatever happens, the test ends
             stream = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(stream, 1)
             os.dup2(stream, 2)
             sys.stdout = os.fdopen(1, 'w')
             sys.stderr = os.fdopen(2, 'w', buffering=1)
             os.environ.update(environment)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # whatever nohup had pytest do
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             for limit in limits:
                 limit()
@@ -175,7 +174,7 @@ class Training:
 
 
 @pytest.fixture
-def start(repository, config, tmp_path):
+def start(repository, config, free_port, tmp_path):
     """Start a training: `start('--resume', options=['train_cfg.max_epochs=4'])`; with `processes`, a list of that many over gloo.
 
     It writes to tmp_path/run or to `work_dir`, with '' to where the config says.
@@ -204,12 +203,6 @@ def start(repository, config, tmp_path):
         if training.running():
             training.send_to_all(signal.SIGKILL)
             training.code = training.code or os.waitstatus_to_exitcode(os.waitpid(training.process, 0)[1])
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -108,3 +109,19 @@ def test_damaged_newest_checkpoint(start, first_epoch, tmp_path):
     assert training.wait() == 0, training.text
     assert f'Not resumed from: {run}/recovery_8.pth is damaged' in training.text
     assert f'resumed from {run}/epoch_1.pth' in training.text and 'resumed epoch: 1, iter: 6' in training.text
+
+
+def test_damaged_checkpoints_are_replaced(start, variant, first_epoch, tmp_path):
+    """Those of later iterations count neither as written before nor as kept: a run that goes on from an earlier one leaves its own."""
+    run = tmp_path / 'run'
+    for number in (8, 10, 12):
+        shutil.copy(run / 'epoch_1.pth', run / f'recovery_{number}.pth')
+        os.truncate(run / f'recovery_{number}.pth', first_epoch - 100)
+    hook = dict(type='SignalAt', iteration=11, number=int(signal.SIGKILL))
+    options = [*OPTIONS, 'train_cfg.max_epochs=2']
+    training = start('--resume', config=variant(f'default_hooks = dict(signal={hook})'), options=options)
+    assert training.wait() == -signal.SIGKILL and f'resumed from {run}/epoch_1.pth' in training.text, training.text
+    assert names(run) == ['epoch_1.pth', 'recovery_10.pth', 'recovery_8.pth']
+    training = start('--resume', options=options)
+    assert training.wait() == 0 and f'resumed from {run}/recovery_10.pth' in training.text, training.text
+    assert 'Not resumed from' not in training.text

@@ -109,6 +109,17 @@ def test_every_file_that_is_read_is_written_by_something_that_ran_before(jobs, t
     assert read > 60
 
 
+@pytest.mark.parametrize('kind', ['mask_rcnn', 'upernet'])
+def test_what_one_config_draws_is_built_by_it(jobs, tmp_path, kind):
+    """MAE's models have no layer scale, which the config has."""
+    checkpoints = [word for word in jobs[f'pictures/{kind}'].command if word.endswith('.pth')]
+    assert len(checkpoints) == 3
+    for checkpoint in checkpoints:
+        words = jobs[os.path.dirname(os.path.relpath(checkpoint, tmp_path / 'out'))].command
+        changes = words[words.index('--cfg-options') + 1 :]
+        assert all(change.startswith(('randomness.', 'model.backbone.init_cfg')) for change in changes)
+
+
 def test_random_encoders_do_not_wait_for_pretraining(jobs):
     def ancestors(name):
         return set(jobs[name].needs).union(*(ancestors(other) for other in jobs[name].needs))

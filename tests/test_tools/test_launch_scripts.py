@@ -57,13 +57,6 @@ class AtExit(Hook):
 """
 
 
-def free_port():
-    """The number of a port that nothing listens to, as a string."""
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        return str(free.getsockname()[1])
-
-
 @pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
 def test_two_processes_train_and_test(classification_config, run_tool, tmp_path):
     folder = tmp_path / 'run'
@@ -109,7 +102,7 @@ def test_slurm(classification_config, run_tool, tmp_path):
 
 
 @pytest.mark.skipif(has_accelerator(), reason='two processes would need two GPUs')
-def test_two_machines(classification_config, repository, tmp_path):
+def test_two_machines(classification_config, repository, free_port, tmp_path):
     """Each with one process, started by the same command but for NODE_RANK; here both are this one."""
     folder = tmp_path / 'run'
     command = ['bash', 'tools/dist_train.sh', str(classification_config), '1', '--work-dir', str(folder), '--no-validate']
@@ -169,7 +162,7 @@ def test_restarts_by_a_torchrun_that_keeps_its_store_are_refused(monkeypatch):
 
 
 @pytest.mark.skipif(has_accelerator(), reason='over gloo')
-def test_mpi(classification_config, run_tool, tmp_path):
+def test_mpi(classification_config, run_tool, free_port, tmp_path):
     """As the only process of an mpirun, with what it puts into the environment."""
     ranks = {f'OMPI_COMM_WORLD_{name}': value for name, value in (('SIZE', '1'), ('RANK', '0'), ('LOCAL_RANK', '0'))}
     arguments = (classification_config, '--work-dir', tmp_path / 'run', '--launcher', 'mpi')

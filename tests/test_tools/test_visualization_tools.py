@@ -78,7 +78,7 @@ def test_attention(pretrained, image_folder, run_tool, tmp_path):
     assert sheet.shape[1] == 6 + 6 * 150  # image, mean, four heads
     assert len(np.unique(sheet.reshape(-1, 3), axis=0)) > 1000
     code, output = run_tool('tools/visualization/attention.py', pretrained[1], images[0], '--out', out, '--num-heads', '5')
-    assert code == 2 and 'num_heads=5 was given' in output
+    assert code == 2 and '--num-heads 5 was given' in output
 
 
 def test_plot_curves(run_tool, tmp_path):

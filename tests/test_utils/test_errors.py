@@ -260,7 +260,7 @@ def test_errors_of_processes_under_torchrun_follow_their_output(tmp_path):
     )
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', '--no-python']
     command += [sys.executable, str(tmp_path / 'speaker.py')]  # torchrun's own way to start Python is unbuffered
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert done.returncode and 'error (rank ' in done.stdout
     for rank in range(2):  # the first to fail may end the other before it speaks
         if f'error (rank {rank})' in done.stdout:

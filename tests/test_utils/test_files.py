@@ -12,12 +12,13 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
+from mmcae.checkpoints.saving import ATOMIC
 from mmcae.utils import files
 from mmcae.utils.errors import ConfigError, StorageError
 from mmcae.utils.files import atomic_file, is_unmounted, patiently, read_file, remove_unfinished, write_file
 from mmcae.utils.locks import flock
 
-BACKEND = dict(backend='mmcae.atomic')
+BACKEND = dict(backend=ATOMIC)
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +181,15 @@ def test_without_locks_unfinished_files_count_as_long_as_they_change(tmp_path, m
 # ---------------------------------------------------------------- reading
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """The time in seconds, which passes by sleeping alone."""
+    now = [0.0]
+    monkeypatch.setattr('time.monotonic', lambda: now[0])
+    monkeypatch.setattr('time.sleep', lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return now
+
+
 def failing(times, error, then=b'data'):
     """Something that fails so many times."""
     calls = []
@@ -197,7 +207,7 @@ CODES = ['ESTALE', 'EIO', 'ETIMEDOUT', 'EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN', '
 
 
 @pytest.mark.parametrize('code', [*CODES, 'no memory', 'torch', 'OpenCV'])
-def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(code):
+def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(code, clock):
     others = {
         'no memory': MemoryError(),
         'torch': RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),
@@ -208,10 +218,26 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_is_told(code):
     action, calls = failing(2, error)
     assert patiently(action, 'a.png') == b'data' and len(calls) == 3
     action, calls = failing(10**9, error)
-    began = time.monotonic()
+    began = clock[0]
     with pytest.raises(StorageError, match=rf'a.png cannot be read: .*{code}.* for 0 s\. .*same command') as caught:
         patiently(action, 'a.png')
-    assert caught.value.__cause__ is error and 3 <= len(calls) < 10 and 0.2 <= time.monotonic() - began < 5
+    assert caught.value.__cause__ is error and 3 <= len(calls) < 10 and clock[0] - began == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(('seconds', 'tries'), [(30, 2), (20, 3), (3600, 2)])
+def test_a_store_that_does_not_answer_is_not_waited_for_longer_than_one_that_refuses(clock, monkeypatch, seconds, tries):
+    """A try that has taken hours was made by a process that was stopped, such as by `scontrol suspend`, and counts as one."""
+    monkeypatch.delenv('MMCAE_RETRY_SECONDS')
+    calls = []
+
+    def stall():
+        calls.append(clock[0])
+        clock[0] += seconds
+        raise OSError(errno.EIO, 'no answer')
+
+    with pytest.raises(StorageError, match='no answer .*, for 60 s'):
+        patiently(stall, 'a.png')
+    assert len(calls) == tries
 
 
 def test_other_errors_are_not_tried_again():

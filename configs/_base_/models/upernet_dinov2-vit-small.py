@@ -1,4 +1,4 @@
-# UperNet on DINOv2's ViT-S, or another ViT of timm: patches of 14 pixels, crops of 504 pixels.
+# UperNet on DINOv2's ViT-S: patches of 14 pixels, crops of 504. Or another ViT of timm: model.backbone.model_name, train_size, width.
 
 _base_ = './upernet_vit-base.py'
 
@@ -16,7 +16,7 @@ model = dict(
         _delete_=True,
         type='mmcae.TimmEncoder',
         model_name='vit_small_patch14_reg4_dinov2',
-        img_size=504,  # the checkpoint's position table is resized to it when it is loaded
+        img_size=train_size,  # the checkpoint's position table is resized to it when it is loaded
         out_indices=(3, 5, 7, 11),
         out_type='featmap',  # cls and registers left out
         final_norm=False,

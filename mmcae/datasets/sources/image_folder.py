@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 
 from ...registry import DATASETS
 from ...utils import remote
-from ...utils.errors import DataError
+from ...utils.errors import DataError, StorageError
 from ...utils.files import patiently
 from ...utils.text_files import read_bytes
 from .bad_files import ReplaceBadFiles
@@ -91,6 +91,8 @@ class ImageFolder(ReplaceBadFiles, remote.RemoteRoot, BaseDataset):
         """The same from the list."""
         try:
             paths = [line for line in read_bytes(self.ann_file).splitlines() if line.strip()]
+        except StorageError:
+            raise
         except DataError as error:
             raise DataError(f'The list {error}. Set ann_file to a text file of paths') from error
         if not paths:
@@ -126,7 +128,9 @@ class ImageFolder(ReplaceBadFiles, remote.RemoteRoot, BaseDataset):
 
     def path_of(self, name):
         """A name below the folder, or one that is complete by itself."""
-        return name if remote.is_remote(name) else os.path.join(self.folder, name)
+        if remote.is_remote(name):
+            return name
+        return str(remote.join(self.folder, name)) if remote.is_remote(self.folder) and name[:1] != '/' else os.path.join(self.folder, name)
 
 
 def packed(paths):

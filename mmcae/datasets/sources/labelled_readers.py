@@ -12,6 +12,7 @@ from mmengine.logging import print_log
 
 from ...utils.errors import DataError
 from ...utils.files import read_file
+from ...utils.remote import is_remote
 from ...utils.text_files import read_text
 from .folder_index import folder_index
 from .group_split import groups_of
@@ -55,6 +56,8 @@ def read_labelled(
     Raises:
         DataError: It is none of these, or see :class:`.labelled_images.LabelledImages`.
     """
+    if is_remote(source):
+        raise DataError(f'{source} is in a store; labelled images are read from a disk: copy them there')
     path = Path(source).expanduser()
     name = name or path.stem or str(path)
     maps = Path(label_maps).expanduser() if label_maps is not None else next((path / n for n in MAP_FOLDERS if (path / n).is_dir()), None)

@@ -41,11 +41,13 @@ class PackedFiles(RemoteRoot, BaseDataset):
             idx (int): From 0 to the number of images; or from the end, if negative.
 
         Returns:
-            dict: `img_path`, the shard's file and in it the path that the image had, and `sample_idx`.
+            dict: `img_path`, the shard's file and in it the path that the image had; `img_part`, see :meth:`.shards.ShardReader.part`; and
+            `sample_idx`.
         """
         if not self._fully_initialized:
             self.full_init()
-        return dict(img_path=self.reader.place(int(self.data_list[idx])), sample_idx=idx if idx >= 0 else len(self) + idx)
+        number = int(self.data_list[idx])
+        return dict(img_path=self.reader.place(number), img_part=self.reader.part(number), sample_idx=idx if idx >= 0 else len(self) + idx)
 
     def prepare_data(self, idx):
         return self.pipeline(dict(self.get_data_info(idx), img_bytes=self.reader.read(int(self.data_list[idx]))))

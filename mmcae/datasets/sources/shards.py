@@ -261,7 +261,6 @@ class ShardReader:
     """
 
     MAX_OPEN = 64  # files at a time, for each process
-    AHEAD = 4 * 2**20  # bytes that are read in advance from a store, where images are read one after the other
 
     def __init__(self, folder: str | Path):
         self.folder = folder if remote.is_remote(folder) else Path(folder)
@@ -286,14 +285,13 @@ class ShardReader:
             if len(parts[-1]) != shard['images']:
                 raise DataError(f'{index} lists {len(parts[-1])} images, but {shard["images"]} were packed: copy it again')
         self.index = ShardIndex.join(parts)
-        self.files: OrderedDict[int, int] = OrderedDict()
-        self.next, self.ahead = None, None  # the image after the last one that was read, and what was read in advance
+        self.files: OrderedDict[Path, int] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self.first[-1])
 
     def __getstate__(self):
-        return dict(vars(self), files=OrderedDict(), next=None, ahead=None)  # a file descriptor means nothing in another process
+        return dict(vars(self), files=OrderedDict())  # a file descriptor means nothing in another process
 
     def path(self, i: int) -> str:
         """The path that image i had below the source folder."""
@@ -301,7 +299,12 @@ class ShardReader:
 
     def place(self, i: int) -> str:
         """Where image i is now: the shard's file, and in it the path that it had."""
-        return f'{self.file(self.names[self.shard_of(i)])}/{self.path(i)}'
+        return f'{self.part(i)[0]}/{self.path(i)}'
+
+    def part(self, i: int) -> tuple[str | Path, int, int]:
+        """The bytes of image i: the shard's file, and where in it they begin and end."""
+        start = int(self.index.offset[i])
+        return self.file(self.names[self.shard_of(i)]), start, start + int(self.index.size[i])
 
     def file(self, name: str) -> str | Path:
         """The tar file of a shard."""
@@ -317,52 +320,41 @@ class ShardReader:
             DataError: They are not those that were packed; the message names the shard and the image.
             StorageError: They cannot be read for reasons that tell nothing about them.
         """
-        shard, size = self.shard_of(i), int(self.index.size[i])
+        file, start, end = self.part(i)
+        place = f'{file}/{self.path(i)}'
 
         def read():
             if remote.is_remote(self.folder):
-                return self.read_remotely(i, shard, int(self.index.offset[i]), size)
+                return remote.read(file, start, end)
             try:
-                return os.pread(self.descriptor(shard), size, int(self.index.offset[i]))
+                return os.pread(self.descriptor(file), end - start, start)
             except OSError:
-                self.close(shard)  # what was opened before a file server failed stays unusable
+                self.close(file)  # what was opened before a file server failed stays unusable
                 raise
 
         try:
-            data = patiently(read, self.place(i))
+            data = patiently(read, place)
         except OSError as error:
-            raise StorageError(f'{self.place(i)} cannot be read: {error}. Copy the shard again, or change its permissions') from error
-        if len(data) != size or zlib.crc32(data) != self.index.checksum[i]:
+            raise StorageError(f'{place} cannot be read: {error}. Copy the shard again, or change its permissions') from error
+        if len(data) != end - start or zlib.crc32(data) != self.index.checksum[i]:
             raise DataError(
-                f'{self.place(i)}: the shard is damaged, the bytes are not those that were packed. Copy it again; '
+                f'{place}: the shard is damaged, the bytes are not those that were packed. Copy it again; '
                 f'mmcae pack --verify {self.folder} finds all damage'
             )
         return data
 
-    def read_remotely(self, i: int, shard: int, begin: int, size: int) -> bytes:
-        """The bytes of image i in a store: alone, or with those behind it where it follows the image that was read before."""
-        from fsspec.caching import ReadAheadCache
-
-        file = self.file(self.names[shard])
-        follows = i == self.next and i != self.first[shard]
-        if not follows:
-            self.ahead = ReadAheadCache(self.AHEAD, lambda start, end: remote.read(file, start, end), self.sizes[shard])
-        data = self.ahead._fetch(begin, begin + size) if follows else remote.read(file, begin, begin + size)
-        self.next = i + 1
-        return data
-
-    def descriptor(self, shard: int) -> int:
+    def descriptor(self, file: Path) -> int:
         """The open file of a shard; those used longest ago are closed."""
-        if shard in self.files:
-            self.files.move_to_end(shard)
-            return self.files[shard]
+        if file in self.files:
+            self.files.move_to_end(file)
+            return self.files[file]
         if len(self.files) >= self.MAX_OPEN:
             self.close(next(iter(self.files)))
-        self.files[shard] = os.open(self.file(self.names[shard]), os.O_RDONLY)
-        return self.files[shard]
+        self.files[file] = os.open(file, os.O_RDONLY)
+        return self.files[file]
 
-    def close(self, shard: int):
+    def close(self, file: Path):
         """Close the file of a shard, if it is open."""
-        if shard in self.files:
+        if file in self.files:
             with suppress(OSError):  # a server that fails tells so here as well
-                os.close(self.files.pop(shard))
+                os.close(self.files.pop(file))

@@ -20,6 +20,7 @@ from ...utils.files import UNFINISHED, remove_unfinished, write_file
 from ...utils.locks import LOCK, locked
 from ...utils.processes import interruptible
 from ...utils.progress import Display, duration
+from ..requested_batch import requested_batch
 from .bad_files import printable
 from .token_store import FLIPS, MANIFEST, Manifest, content_key, open_arrays, read_manifest
 
@@ -79,6 +80,10 @@ class RandomViews(Dataset):
         boxes, flips, images = zip(*drawn, strict=True)
         key = content_key(loaded['img_bytes'])
         return dict(found, key=key, box=np.array(boxes), flip=np.array(flips), image=np.stack(images))
+
+    def __getitems__(self, rows: list[int]) -> list[dict]:
+        with requested_batch(self.dataset, rows):
+            return [self[row] for row in rows]
 
     def names(self) -> str:
         """Hash of the files' names and order, whatever folder all of them are in."""

@@ -1,22 +1,23 @@
 """Save so that nothing is lost: whole files, every so many iterations, and when the machine asks to stop."""
 
-import fnmatch
+import math
 import os
-import signal
-import threading
+import re
 import time
 from collections import deque
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from mmengine.dist import all_gather_object, all_reduce, barrier, get_comm_device, master_only
+from mmengine.dist import all_gather_object, barrier, is_main_process, master_only
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 from mmengine.runner import EpochBasedTrainLoop
+from torch.distributed.fsdp import FSDPModule
 
 from ...checkpoints import metadata_of
+from ...checkpoints.saving import ATOMIC
 from ...checkpoints.weights import METHOD
 from ...compat import leave_distributed
+from ...datasets.seeded_loader import leave_signals
 from ...registry import HOOKS
 from ...utils.errors import CheckpointError, ConfigError
 from ...utils.files import write_file
@@ -24,13 +25,12 @@ from ...utils.wrappers import unwrapped
 from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reader import make_plain
 from ..reconcile import reconcile
-from ..resume import RECORD, by_first_process, newest_checkpoint
+from ..resume import RECORD, by_first_process, newest_checkpoint, outside
+from ..stop_signals import STOPPING, StopSignals
 
 RECOVERY = 'recovery_{}.pth'
+RECOVERIES = re.compile(r'recovery_(\d+)\.pth')
 KEPT = 2  # recovery checkpoints; while a third is written, both are there
-STOPPING = {number: number.name for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-EXCHANGE = 10  # iterations
-IMPATIENT = 2.0  # seconds after which a second Ctrl-C is meant; torchrun passes the first one on a second time
 
 
 @HOOKS.register_module()
@@ -40,8 +40,9 @@ class CheckpointHook(MMEngineCheckpointHook):
     * Files appear complete or not at all.
     * Every `recovery_interval` iterations it saves `recovery_ITERATION.pth`, besides what `interval` asks for. The last two are kept, and
       none when the training has ended.
-    * On SIGTERM (`scancel`), SIGINT (Ctrl-C) and SIGUSR1, which Slurm is asked to send before the time limit, all processes finish the
-      iteration, save such a file, and exit with code 128 + the signal's number: 143, 130, 138. Only after 138 a job goes on in the queue.
+    * On SIGTERM (`scancel`), SIGINT (Ctrl-C), SIGHUP (a closed terminal, unless `nohup` has it ignored) and SIGUSR1, which Slurm is asked
+      to send before the time limit, all processes finish the iteration, save such a file, and exit with code 128 + the signal's number:
+      143, 130, 129, 138. Only after 138 a job goes on in the queue.
     * On resuming, order and views of the images go on where they stopped, and what the config says about learning rates and length holds;
       changes are logged (mmcae/engine/reconcile.py).
 
@@ -71,14 +72,15 @@ class CheckpointHook(MMEngineCheckpointHook):
         if self.max_keep_ckpts == 1:
             raise ConfigError('max_keep_ckpts=1 would delete the only checkpoint before the next is written: set 2 or more, or -1 for all')
         if self.backend_args is None and self.file_client_args is None and '://' not in str(self.out_dir):
-            self.backend_args = dict(backend='mmcae.atomic')
+            self.backend_args = dict(backend=ATOMIC)
         self.recovery_interval = recovery_interval
         self.due = False
         self.recorded, self.unrecorded = None, None  # paths of the newest complete checkpoint, and of one that is still being written
-        self.saved = None  # after how many iterations the newest checkpoint was written
+        # After how many iterations the newest checkpoint was written that a training can go on from, and the newest of no recovery.
+        self.saved, self.ordinary = None, None
+        self.written = 0.0  # when the newest was, in seconds
         self.position = {}  # epochs and iterations of the one being written, which FlexibleRunner gets wrong after a validation
-        self.signal, self.asked, self.agreed = 0, None, 0
-        self.handlers = {}
+        self.signals = StopSignals()
 
     # ---------------------------------------------------------------- saving
 
@@ -93,7 +95,8 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_train(self, runner):
         super().before_train(runner)
         self.adopt_best(runner)
-        self.recoveries = deque(self.earlier_recoveries())
+        self.adopt_newest(runner)
+        self.recoveries = deque(self.earlier_recoveries(runner.iter))
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ExactLoop):
             raise ConfigError(
@@ -106,8 +109,9 @@ class CheckpointHook(MMEngineCheckpointHook):
                 f'The processes have loaded different checkpoints, after (epochs, iterations) {sorted(set(positions))}: they see different '
                 'folders. Name one that all can read: --resume CHECKPOINT'
             )
-        if threading.current_thread() is threading.main_thread():
-            self.handlers = {number: signal.signal(number, self.on_signal) for number in STOPPING}
+        self.signals.listen()
+        if runner.val_loop is not None:
+            leave_signals(runner.val_loop.dataloader)
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
@@ -115,7 +119,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.due = True
         if self.unrecorded and not self.strategy_of(runner).writing:
             self.finish(runner)
-        number = self.signal_of_all(runner)
+        number = self.signals.of_all(runner.iter + 1)
         # Between two updates the gradients so far would be lost.
         updated = getattr(runner.optim_wrapper, 'should_update', lambda: True)()
         if not (self.due or number) or not updated:
@@ -129,22 +133,58 @@ class CheckpointHook(MMEngineCheckpointHook):
     def after_train(self, runner):
         self.finish(runner)
         super().after_train(runner)
-        self.restore_handlers()
-        if self.saved == runner.iter:  # an ordinary checkpoint holds the end
+        self.signals.restore()
+        if self.ordinary == runner.iter:  # an ordinary checkpoint holds the end
             self.delete_recoveries(keep=0)
-        if self.last_ckpt and hasattr(self.strategy_of(runner), 'consolidate'):
-            master_only(self.strategy_of(runner).consolidate)(self.last_ckpt)
+        if self.recorded and hasattr(self.strategy_of(runner), 'consolidate'):
+            master_only(self.strategy_of(runner).consolidate)(self.recorded)
+
+    def stop(self, runner, number):
+        """End the process; our handlers stay, so that the same signal from another sender changes nothing of its exit code."""
+        self.finish(runner)
+        barrier()  # a launcher kills those that still write when the first one ends
+        leave_distributed()
+        runner.logger.warning(
+            f'{STOPPING[number]}: stopped after iteration {runner.iter + 1} and saved it to {self.out_dir}. Go on with --resume'
+        )
+        raise SystemExit(128 + number)
 
     def _save_checkpoint_with_step(self, runner, step, meta):
         self.finish(runner)  # earlier ones are deleted now
+        if self.max_keep_ckpts > 0 and step in list(self.keep_ckpt_ids)[:-1]:  # of before a resume that has changed how steps are counted
+            self.keep_ckpt_ids.remove(step)
         with self.at(self.position or meta):
             super()._save_checkpoint_with_step(runner, step, meta)
-            self.saved = self.position['iter']
+            self.ordinary = self.position['iter']
+        if self.save_optimizer:
+            self.saved = self.ordinary
         self.record(runner, self.last_ckpt)
 
     def _save_best_checkpoint(self, runner, metrics):
+        """As mmengine's, which deletes the best one so far before the better one is written; here it goes when that is there."""
+        paths, names = self.best_paths()
+        before = {name: paths.pop(name) for name in names}
+        paths.update(dict.fromkeys(names))
         with self.at(dict(epoch=runner.epoch, iter=runner.iter)):
             super()._save_best_checkpoint(runner, metrics)
+        replaced = []
+        for name, path in before.items():
+            if paths[name] is None:
+                paths[name] = path
+            elif path not in (None, paths[name]):
+                replaced.append(path)
+        if replaced and self.last_ckpt is None:  # else mmengine has saved that one again, after the best
+            self.finish(runner)
+        for path in replaced:
+            self.delete(path)
+            runner.logger.info(f'{path} is deleted: there is a better one')
+
+    def best_paths(self):
+        """Where mmengine keeps the paths of the best checkpoints, a dictionary, and under which names in it."""
+        if hasattr(self, 'best_ckpt_path'):
+            return vars(self), ['best_ckpt_path']
+        paths = getattr(self, 'best_ckpt_path_dict', {})
+        return paths, list(paths)
 
     @contextmanager
     def at(self, position):
@@ -163,29 +203,43 @@ class CheckpointHook(MMEngineCheckpointHook):
         runner.save_checkpoint(self.out_dir, name, meta=meta, by_epoch=False, backend_args=self.backend_args)
         self.saved = meta['iter']
         self.record(runner, self.file_backend.join_path(self.out_dir, name))
+        if name in self.recoveries:  # a damaged one, which this one has replaced
+            self.recoveries.remove(name)
         self.recoveries.append(name)
         self.delete_recoveries(keep=KEPT)
 
-    def earlier_recoveries(self):
-        """The recovery checkpoints in the folder, the newest last: in the order they were written, in a remote folder by iteration."""
-        if '://' not in str(self.out_dir):
-            found = Path(self.out_dir).glob(RECOVERY.format('*'))
-            return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
-        try:
-            names = self.file_backend.list_dir_or_file(self.out_dir, list_dir=False, suffix='.pth')
-            return sorted(fnmatch.filter(names, RECOVERY.format('*')), key=lambda name: (len(name), name))
-        except (NotImplementedError, FileNotFoundError):
-            return []
+    def earlier_recoveries(self, iteration):
+        """The recovery checkpoints in the folder, the newest last: in the order they were written, in a remote folder by iteration.
 
-    @master_only
+        Before all of them those beyond the iteration that the run goes on from: they are damaged, or were left by choice.
+        """
+        if not is_main_process():  # which alone deletes them
+            return []
+        if '://' not in str(self.out_dir):
+            found = sorted(Path(self.out_dir).glob(RECOVERY.format('*')), key=lambda path: path.lstat().st_mtime_ns)
+            names = [path.name for path in found]
+        else:
+            try:
+                names = list(self.file_backend.list_dir_or_file(self.out_dir, list_dir=False, suffix='.pth'))
+            except (NotImplementedError, FileNotFoundError):
+                names = []
+            names.sort(key=lambda name: (len(name), name))
+        found = [match for match in map(RECOVERIES.fullmatch, names) if match]
+        found.sort(key=lambda match: int(match[1]) > iteration, reverse=True)  # which keeps the order among equal ones
+        return [match[0] for match in found]
+
     def delete_recoveries(self, keep):
         """Delete all but the newest."""
         while len(self.recoveries) > keep:
-            path = self.file_backend.join_path(self.out_dir, self.recoveries.popleft())
-            if self.file_backend.isdir(path):  # one with a piece for each process
-                self.file_backend.rmtree(path)
-            elif self.file_backend.exists(path):
-                self.file_backend.remove(path)
+            self.delete(self.file_backend.join_path(self.out_dir, self.recoveries.popleft()))
+
+    @master_only
+    def delete(self, path):
+        """Delete a checkpoint, if it is there."""
+        if self.file_backend.isdir(path):  # one with a piece for each process
+            self.file_backend.rmtree(path)
+        elif self.file_backend.exists(path):
+            self.file_backend.remove(path)
 
     # ---------------------------------------------------------------- names that hold wherever the folder is
 
@@ -222,19 +276,36 @@ class CheckpointHook(MMEngineCheckpointHook):
             self.record(runner, self.unrecorded)
 
     def adopt_best(self, runner):
-        """Where the best checkpoint was saved in another folder, look for it in this one: mmengine deletes it when a better one comes."""
+        """Look in this folder for the best checkpoint, which may have been saved in another one; without it the next one is the best."""
         info = runner.message_hub.runtime_info
-        for name in [name for name in info if is_path(name)]:
-            path = self.file_backend.join_path(self.out_dir, os.path.basename(info[name]))
+        paths, names = self.best_paths()
+        found = {name: self.file_backend.join_path(self.out_dir, os.path.basename(info[name])) for name in info if is_path(name)}
+        missing = by_first_process(lambda: [name for name, path in found.items() if not self.file_backend.exists(path)])
+        for name, path in found.items():
             runner.message_hub.update_info(name, path)
-            if name == 'best_ckpt':
-                self.best_ckpt_path = path
-            elif name != 'last_ckpt' and hasattr(self, 'best_ckpt_path_dict'):
-                self.best_ckpt_path_dict[name.removeprefix('best_ckpt_')] = path
+            if name == 'last_ckpt':
+                continue
+            kept = 'best_ckpt_path' if name == 'best_ckpt' else name.removeprefix('best_ckpt_')
+            if name in missing:
+                for forgotten in (name, name.replace('ckpt', 'score', 1)):
+                    runner.message_hub.pop_info(forgotten, None)
+                runner.logger.warning(f'The best checkpoint so far, {path}, is not there: the next one counts as the best')
+            if kept in names:
+                paths[kept] = None if name in missing else path
+
+    def adopt_newest(self, runner):
+        """What is known of the newest checkpoint, where the training goes on from one of its own."""
+        path = runner._load_from
+        if runner._resume and path and not outside(path, [self.out_dir]):
+            self.recorded, self.saved = path, runner.iter
+            self.ordinary = None if RECOVERIES.fullmatch(os.path.basename(path)) else runner.iter
 
     def before_save_checkpoint(self, runner, checkpoint):
         loop = runner.train_loop
-        record = dict(written=time.time(), epoch_length=len(runner.train_dataloader), max_iters=runner.max_iters)
+        self.written = max(time.time(), math.nextafter(self.written, math.inf))  # also where a clock was set back
+        record = dict(
+            model=class_of(runner.model), written=self.written, epoch_length=len(runner.train_dataloader), max_iters=runner.max_iters
+        )
         if isinstance(loop, ExactLoop):
             record.update(seed=loop.seed, data=loop.data)
         if isinstance(loop, IterBasedTrainLoop):
@@ -246,51 +317,24 @@ class CheckpointHook(MMEngineCheckpointHook):
         checkpoint['meta'].update(self.position, mmcae=record, **metadata_of(runner.model, epochs))
 
     def after_load_checkpoint(self, runner, checkpoint):
-        model, method = unwrapped(runner.model), checkpoint.get('meta', {}).get(METHOD) or {}
+        model, meta, path = unwrapped(runner.model), checkpoint.get('meta', {}), str(runner._load_from)
+        method = (meta.get(METHOD) or {}).get('name')
         if hasattr(model, 'check_method'):
-            model.check_method(method.get('name'), str(runner._load_from))
+            model.check_method(method, path)
+        trained, built = meta.get('mmcae', {}).get('model') or (method and f'mmcae.{method}'), class_of(model)
+        if runner._resume and trained not in (None, built):
+            raise ConfigError(f'{path} is of {trained}, and the config trains {built}: resume with the config of {trained}')
         if runner._resume:
+            self.written = meta.get('mmcae', {}).get('written', self.written)
             reconcile(runner, checkpoint, self.changed_data)
-
-    # ---------------------------------------------------------------- signals
-
-    def on_signal(self, number, frame):
-        """Remember the signal; what is in work is finished first."""
-        if not self.signal:
-            self.signal, self.asked = number, time.monotonic()
-            print(f'{STOPPING[number]}: saving after this iteration.', flush=True)
-        elif number == signal.SIGINT and time.monotonic() - self.asked > IMPATIENT:
-            self.restore_handlers()
-            raise KeyboardInterrupt
-
-    def signal_of_all(self, runner):
-        """The number of the signal that any process has got, 0 for none: all of them have to stop after the same iteration.
-
-        Processes that talk through GPUs ask each other every `EXCHANGE` iterations, because the answer has to be waited for.
-        """
-        if runner.world_size == 1:
-            return self.signal
-        if not self.agreed and (get_comm_device().type == 'cpu' or (runner.iter + 1) % EXCHANGE == 0):
-            number = torch.tensor(int(self.signal))
-            all_reduce(number, 'max')
-            self.agreed = int(number)
-        return self.agreed
-
-    def stop(self, runner, number):
-        self.finish(runner)
-        barrier()  # a launcher kills those that still write when the first one ends
-        leave_distributed()
-        self.restore_handlers()
-        name = STOPPING[number]
-        runner.logger.warning(f'{name}: stopped after iteration {runner.iter + 1} and saved it to {self.out_dir}. Go on with --resume')
-        raise SystemExit(128 + number)
-
-    def restore_handlers(self):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        self.handlers = {}
 
 
 def is_path(name):
     """Whether mmengine's message hub has the path of a checkpoint under a name."""
     return name in ('last_ckpt', 'best_ckpt') or name.startswith('best_ckpt_')
+
+
+def class_of(model):
+    """The name of a model's class with that of its library: 'mmcae.MAE' is another one than 'mmpretrain.MAE'."""
+    kind = next(kind for kind in type(unwrapped(model)).__mro__ if not issubclass(kind, FSDPModule))  # which FSDP2 puts in front
+    return f'{kind.__module__.split(".")[0]}.{kind.__name__}'

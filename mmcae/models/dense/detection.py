@@ -8,13 +8,30 @@ from mmdet.models.test_time_augs import DetTTAModel
 from mmdet.structures import DetDataSample
 from torch import Tensor
 
+from ...utils.errors import ConfigError
+
 
 class RPNHead(MMDetRPNHead):
     """mmdet's RPNHead, whose proposals are computed in float32 under mixed precision too.
 
     mmdet gives the anchors the precision of the predictions, but in bfloat16 the coordinates of a box at the right of an image of 1333
     pixels are multiples of 8. Takes the arguments of mmdet's.
+
+    Raises:
+        ConfigError: In training: the strides of its anchors are not those of its maps, as with another encoder's patches.
     """
+
+    def get_anchors(self, featmap_sizes, batch_img_metas, device='cuda'):
+        """mmdet's, for maps whose strides are those of the config."""
+        size, (height, width) = batch_img_metas[0].get('batch_input_shape'), featmap_sizes[0]
+        stride_w, stride_h = self.prior_generator.strides[0]  # mmdet keeps (w, h)
+        if size and (abs(height * stride_h - size[0]) >= stride_h or abs(width * stride_w - size[1]) >= stride_w):
+            found = 'x'.join(f'{pixels / cells:g}' for pixels, cells in zip(size, featmap_sizes[0], strict=True))
+            raise ConfigError(
+                f'The first map has a stride of {found} pixels, and rpn_head.anchor_generator.strides begins with {stride_h:g}: set '
+                'strides there, and featmap_strides of the RoI extractors, that fit the patches of the backbone'
+            )
+        return super().get_anchors(featmap_sizes, batch_img_metas, device)
 
     def forward(self, x: tuple[Tensor, ...]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps (B, C, h, w), one per stride -> scores (B, A, h, w) and box corrections (B, 4 A, h, w) of each, in float32."""

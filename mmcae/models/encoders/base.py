@@ -109,6 +109,8 @@ class Encoder(BaseModule):
         """
         if lora is None:
             return
+        if not isinstance(lora, Mapping):
+            raise ConfigError(f'lora={lora!r} must be a dict, such as dict(rank=8, alpha=16), or None')
         if not self.init_cfg:
             raise ConfigError("lora updates weights that are there: give init_cfg=dict(type='Pretrained', checkpoint=PATH)")
         unknown = sorted(set(lora) - {'rank', 'alpha', 'layers'})

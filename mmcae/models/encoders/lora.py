@@ -45,17 +45,19 @@ def add_lora(blocks, rank: int = 8, alpha: float = 16.0, layers: str = 'attentio
         layers: 'attention', the projections of the attention; 'all', those of the MLP too.
 
     Raises:
-        ConfigError: A rank below 1 or as large as a layer, another choice of layers, or no layer.
+        ConfigError: A rank below 1 or as large as a layer, an `alpha` that is no number above 0, another choice of layers, or no layer.
     """
     if layers not in LAYERS:
         raise ConfigError(f'lora.layers={layers!r} is none of {LAYERS}')
     if type(rank) is not int or rank < 1:
         raise ConfigError(f'lora.rank={rank!r} must be a whole number, at least 1')
+    if type(alpha) not in (int, float) or not 0 < alpha < math.inf:
+        raise ConfigError(f'lora.alpha={alpha!r} must be a number above 0: updates are scaled by alpha / rank')
     chosen = [
         layer
         for block in blocks
         for name, layer in block.named_modules()
-        if isinstance(layer, nn.Linear) and (layers == 'all' or 'attn' in name)
+        if isinstance(layer, nn.Linear) and (layers == 'all' or 'attn' in name or name == 'in_proj')
     ]
     for layer in chosen:
         if rank >= min(layer.weight.shape):

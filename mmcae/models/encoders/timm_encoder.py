@@ -28,6 +28,7 @@ PLAIN = (VisionTransformer, VisionTransformerDistilled, Eva)
 # What is known of a plain ViT's parts; another one would not be run, or not on the patches that were picked.
 PARTS = {'patch_embed', 'pos_drop', 'patch_drop', 'norm_pre', 'rope', 'blocks', 'norm'}
 HEADS = {'attn_pool', 'fc_norm', 'head_drop', 'head', 'head_dist'}  # left out: what stands behind the tokens
+EVA_NAMES = dict(final_norm='use_post_transformer_norm', fc_norm='use_fc_norm')
 # Arguments that are decided here.
 OURS = {
     'pretrained': "nothing is downloaded: give a local file by init_cfg=dict(type='Pretrained', checkpoint=PATH)",
@@ -37,6 +38,8 @@ OURS = {
     'features_only': 'choose feature maps by out_indices and out_type',
     'patch_drop_rate': 'methods pick the patches themselves, by encode(images, index)',
     'in_channels': "timm's name of it is in_chans",
+    'window_size': 'windows of attention are those of mmcae.CAEViT alone',
+    'global_blocks': 'windows of attention are those of mmcae.CAEViT alone',
 }
 
 
@@ -54,7 +57,7 @@ class TimmEncoder(Encoder):
             DINOv3) or mmcae's layout strictly. Nothing is downloaded.
         **arguments: Of `timm.create_model`, such as `img_size`, `drop_path_rate`, `init_values`, `global_pool`. `dynamic_img_size` is True
             by default, so that images of other sizes are taken. Layers by their names in timm.layers, such as `mlp_layer='SwiGLUPacked'`,
-            norms also as `norm_layer=dict(type='LayerNorm', eps=1e-12)`.
+            norms also as `norm_layer=dict(type='LayerNorm', eps=1e-12)`. All models know `final_norm`, those of timm.models.eva too.
 
     Attributes:
         vit: timm's model.
@@ -77,7 +80,8 @@ class TimmEncoder(Encoder):
         **arguments,
     ):
         super().__init__(init_cfg)
-        self.model_name, self.arguments = model_name, {name: layer_name(value, name) for name, value in arguments.items()}
+        self.model_name = model_name
+        self.arguments = {name: layer_name(value, name) for name, value in translate_norms(model_name, arguments).items()}
         self.vit = vit = create_vit(model_name, self.arguments)
         self.embed_dims, self.num_layers = vit.embed_dim, len(vit.blocks)
         self.num_prefix_tokens, self.has_cls = vit.num_prefix_tokens, vit.cls_token is not None
@@ -149,12 +153,19 @@ class TimmEncoder(Encoder):
 
     def obstacles(self) -> dict[str, str | bool]:
         """See :meth:`.base.Encoder.obstacles`."""
+        pool = 'token' if self.has_cls else ''
+        wrong, right = 'fc_norm=True', 'fc_norm=False'
+        if self.vit.global_pool != pool:
+            wrong, right = f"global_pool='{self.vit.global_pool}'", f'global_pool={pool!r}'
+        none = isinstance(self.norm_of_tokens_or_mean, nn.Identity)
         return {
-            'final_norm=False': isinstance(self.norm_of_tokens_or_mean, nn.Identity)
-            and 'regressor and alignment compare latents behind the final norm: leave it out',
-            f"global_pool='{self.vit.global_pool}'": isinstance(self.norm, nn.Identity)
+            'final_norm=False': none
+            and f'methods compare tokens behind a final norm, and {self.model_name} has none then: set final_norm=True, and '
+            "init_cfg.allow_missing=['vit.norm.'] where the checkpoint has none",
+            wrong: isinstance(self.norm, nn.Identity)
+            and not none
             and f'{self.model_name} then normalises the mean over the patches alone, and methods compare tokens behind a final norm: set '
-            f'global_pool={"token" if self.has_cls else ""!r}',
+            f'{right}',
             **super().obstacles(),
         }
 
@@ -243,7 +254,7 @@ class TimmEncoder(Encoder):
             if tuple(kernel.shape[2:]) != self.patch_size:
                 raise CheckpointError(
                     f'The checkpoint has patches of {"x".join(map(str, kernel.shape[2:]))} pixels and {self.model_name} of '
-                    f'{"x".join(map(str, self.patch_size))}: set patch_size={kernel.shape[2]} in model.backbone, or choose the model '
+                    f'{"x".join(map(str, self.patch_size))}: set patch_size={kernel.shape[2]} in the encoder, or choose the model '
                     'of timm that the checkpoint is of'
                 )
             if kernel.shape[1] == 3 != self.in_channels:
@@ -257,6 +268,14 @@ class TimmEncoder(Encoder):
             if source is not None and (count != len(self.vit.pos_embed[0]) - prefix or source != self.grid):
                 fitted[f'{VIT}pos_embed'] = resample_abs_pos_embed(table.float(), self.grid, source, num_prefix_tokens=prefix)
         return fitted
+
+
+def translate_norms(model_name: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of timm's model: `final_norm` and `fc_norm` under the names that timm.models.eva has for them."""
+    if not isinstance(model_name, str) or not timm.models.is_model_in_modules(model_name.split('.')[0], 'eva'):
+        return dict(arguments)
+    named = {EVA_NAMES.get(name, name): value for name, value in arguments.items()}
+    return {'use_fc_norm': False} | named if 'final_norm' in arguments else named
 
 
 def create_vit(model_name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -324,7 +343,7 @@ def layer_of(value: Any, argument: str) -> Any:
         return partial(layer_of(value['type'], argument), **{name: given for name, given in value.items() if name != 'type'})
     if not isinstance(value, str) or not argument.endswith(('_layer', '_fn')):
         return value
-    found = getattr(timm.layers, value, None) or getattr(nn, value, None)
+    found = next((layer for home in (timm.layers, nn) if isinstance(layer := getattr(home, value, None), type | partial)), None)
     if found is None and argument not in ('norm_layer', 'act_layer', 'embed_norm_layer'):  # timm knows short names for these
         raise ConfigError(f'TimmEncoder: {argument}={value!r} is neither in timm.layers nor in torch.nn')
     return found or value

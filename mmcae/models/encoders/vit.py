@@ -9,9 +9,9 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from ...checkpoints import EncoderSpec, load_encoder_weights, pretrained_source
-from ...checkpoints.tables import bias_grid, grid_of_table, resize_bias_table, resize_position_table, sincos_position_table
+from ...checkpoints.tables import bias_grid, cannot_resize, grid_of_table, resize_bias_table, resize_position_table, sincos_position_table
 from ...registry import MODELS
-from ...utils.errors import CheckpointError, ConfigError
+from ...utils.errors import ConfigError
 from ...utils.open_sizes import is_open
 from .base import Encoder, hide
 from .layers import LAYER_NORM_EPS, Block, drop_path_rates, init_stack, pick
@@ -58,7 +58,8 @@ class CAEViT(Encoder):
         patch_size: Pixels, (h, w) or one number for both. Inputs must be multiples of it.
         in_channels: Channels of the images.
         drop_path_rate: Stochastic depth of the last block in [0, 1); earlier blocks have linearly less, the first none.
-        layer_scale_init_value: Initial layer scale; 0 leaves layer scale out.
+        layer_scale_init_value: Initial layer scale; 0 leaves layer scale out. Where a checkpoint of `init_cfg` has one then, it is merged
+            into the weights: the features are the same, and the scale is no parameter of its own.
         use_rel_pos_bias: Learn a relative position bias in every block, zero at the start.
         window_size: Height and width, in patches, of the windows within which patches attend, see :func:`.windows.window_attention`:
             cheaper on large images (ViTDet, arXiv 2203.16527). A relative position bias is then learnt for a window. None: no windows.
@@ -231,7 +232,7 @@ class CAEViT(Encoder):
         table = state.get('pos_embed')
         source = spec.grid if spec else self.grid if table is None else grid_of_table(table[:, 1:], self.grid)
         if source is None:
-            raise unknown_grid('pos_embed', table.shape[1] - 1)
+            raise cannot_resize('pos_embed', table.shape[1] - 1)
         if table is not None and source != self.grid:
             patches = resize_position_table(table[:, 1:].float(), source, self.grid)
             fitted['pos_embed'] = torch.cat((table[:, :1].float(), patches), dim=1)
@@ -243,17 +244,9 @@ class CAEViT(Encoder):
             if wanted and key in state:
                 made_for = bias_grid(state[key], source)
                 if made_for is None:
-                    raise unknown_grid(key, len(state[key]))
+                    raise cannot_resize(key, len(state[key]))
                 fitted[key] = resize_bias_table(state[key].float(), made_for, wanted) if made_for != wanted else state[key]
         return fitted
-
-
-def unknown_grid(name: str, length: int) -> CheckpointError:
-    """What to raise for a table that cannot be resized."""
-    return CheckpointError(
-        f'{name} in the checkpoint was made for a grid of {length} cells that is not square, and nothing tells which: '
-        'give the model the img_size of the pretraining'
-    )
 
 
 def resolve_arch(arch: str | dict) -> dict:

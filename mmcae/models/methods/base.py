@@ -1,20 +1,22 @@
 """What all methods of masked image modelling share: patches are picked, parts are checked, weights are loaded, targets are frozen."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from mmengine.logging import print_log
 from mmpretrain.models.selfsup.base import BaseSelfSupervisor
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from ...checkpoints import EncoderSpec, load_strictly, pretrained_source, read_weights
+from ...checkpoints.describing import normalised_otherwise
 from ...checkpoints.loading import check_heads_agree
-from ...checkpoints.tables import grid_of_table, resize_position_table
+from ...checkpoints.tables import cannot_resize, grid_of_table, resize_position_table
 from ...registry import MODELS
 from ...utils.errors import ConfigError, DataError
 from ..encoders.layers import init_stack, trunc_normal_
-from ..encoders.vit import unknown_grid
 from ..targets.base import Target
 
 TARGET = 'target_generator.'  # mmpretrain's name of the part, which is not saved
@@ -204,6 +206,10 @@ class MaskedImageModel(BaseSelfSupervisor):
         source = pretrained_source(self.init_cfg)
         if source:
             self.load_pretrained(**source)
+        if source or pretrained_source(self.backbone.init_cfg):
+            warning = normalised_otherwise(self.data_preprocessor, self.backbone.spec)
+            if warning:
+                print_log(warning, logger='current', level=logging.WARNING)
         if self.target_generator is not None:
             self.target_generator.init_weights()
             self.target_generator.freeze()
@@ -238,7 +244,7 @@ class MaskedImageModel(BaseSelfSupervisor):
         if table is not None and hasattr(self, 'pos_embed'):
             source = spec.grid if spec else grid_of_table(table, self.backbone.grid)
             if source is None:
-                raise unknown_grid('pos_embed', table.shape[1])
+                raise cannot_resize('pos_embed', table.shape[1])
             if source != self.backbone.grid:
                 fitted['pos_embed'] = resize_position_table(table.float(), source, self.backbone.grid)
         return {**state, **fitted}
@@ -272,6 +278,26 @@ class MaskedImageModel(BaseSelfSupervisor):
                 f'{data_sample.mask.numel()}: set num_masked or ratio of the mask generator, or complementary=False'
             )
 
+    def split_mask(self, images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The patches that a mask given by hand leaves and hides; see :func:`split_patches`.
+
+        Args:
+            images: (B, C, H, W).
+            mask: bool, or 0 and 1, (B, N) or (B, h, w).
+
+        Raises:
+            DataError: It is no such mask, or the images are no batch.
+            ConfigError: It is of another grid, or the images have other channels.
+        """
+        if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or images.ndim != 4 or len(mask) != len(images) or not len(mask):
+            shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+            raise DataError(f'Images (B, C, H, W) need a mask (B, N) or (B, h, w), got {tuple(images.shape)} and {shape}')
+        hidden = mask.bool()
+        if mask.dtype is not torch.bool and not torch.equal(hidden.to(mask.dtype), mask):
+            raise DataError('A mask has True or 1 where a patch is hidden, and False or 0 elsewhere; this one has other values')
+        self.check_shapes(images.shape[1:], None, mask.shape[1:])
+        return split_patches(hidden.flatten(1), images)
+
     def no_target(self) -> ConfigError:
         """The error of a model that is to be trained without a target."""
         return ConfigError(f'This {type(self).__name__} was built without target_generator, so it has nothing to train on: give it one')
@@ -287,7 +313,7 @@ class MaskedImageModel(BaseSelfSupervisor):
         grid = self.backbone.grid_of(images[1:])
         if math.prod(mask) != math.prod(grid) or (len(mask) == 2 and tuple(mask) != grid):
             raise ConfigError(f'The masks are {tuple(mask)}, but the encoder has {grid} patches: set grid={grid} of the mask generator')
-        if self.target_generator is not None:
+        if self.target_generator is not None and (view is not None or not self.needs_two_views):
             self.target_generator.check_channels(images[0] if view is None else view[0])
             if view is not None:
                 self.target_generator.check_view(tuple(view[1:]), grid)

@@ -9,7 +9,7 @@ from ...registry import MODELS
 from ...utils.errors import ConfigError
 from ..encoders.layers import pick
 from ..targets.base import Target, Tokenizer
-from .base import MaskedImageModel, at_least_float, check_mask_grid, other_half, split_patches
+from .base import MaskedImageModel, at_least_float, check_mask_grid, other_half
 
 
 @MODELS.register_module()
@@ -121,12 +121,12 @@ class CAE(MaskedImageModel):
 
         Args:
             images: (B, C, H, W), normalised.
-            mask: bool (B, N) or (B, h, w), True = masked, equally many in every image.
+            mask: bool, or 0 and 1, (B, N) or (B, h, w), True = masked, equally many in every image.
 
         Returns:
             `logits` (B, M, V), `latent_pred` (B, M, D) and `latent_target` (B, M, D), the masked patches in raster order.
         """
-        visible, masked = split_patches(mask.flatten(1), images)
+        visible, masked = self.split_mask(images, mask)
         parts = self.forward_parts(images, visible, masked)
         if parts['latent_target'] is None:
             parts['latent_target'] = self.alignment_target(images, masked)

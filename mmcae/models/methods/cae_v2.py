@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from ...checkpoints.tables import sincos_position_table
 from ...registry import MODELS
-from ...utils.errors import ConfigError
+from ...utils.errors import ConfigError, DataError
 from ..encoders.layers import LAYER_NORM_EPS, init_stack, pick
 from ..targets.teacher import cosine
-from .base import MaskedImageModel, check_mask_grid, split_patches
+from .base import MaskedImageModel, check_mask_grid
 
 TOKENS = ('cls', 'visible', 'masked')
 
@@ -49,7 +49,8 @@ class CAEv2(MaskedImageModel):
         regressor: A :class:`LatentContextualRegressor`; its final norm is left out.
         predictor: Settings of the :class:`PredictionHead`; by default those that regressor and teacher ask for.
         target_generator: A :class:`mmcae.models.targets.Teacher`. None for a model that only predicts.
-        supervise: The tokens that have a loss, out of 'cls', 'visible' and 'masked'; every token counts the same.
+        supervise: The tokens that have a loss, out of 'cls', 'visible' and 'masked'; every token counts the same. Where encoder or teacher
+            have no cls token, the other two.
         complementary: Each half of the patches is predicted from the other one, with one pass of the teacher for both predictions.
         weight_init, data_preprocessor, init_cfg: See :class:`.cae.CAE`; one view of the images is enough.
 
@@ -86,29 +87,29 @@ class CAEv2(MaskedImageModel):
         self.check_outputs(self.predictor.fc.out_features, 'predictor')
         if self.target_generator is not None and not hasattr(self.target_generator, 'tokens'):
             raise ConfigError(f'{type(self.target_generator).__name__} compares no tokens: the target of CAEv2 is a mmcae.Teacher')
-        if not self.backbone.has_cls:
-            raise ConfigError('CAEv2 compares the cls token too, and this encoder has none: choose a ViT with a cls token, or mmcae.CAE')
-        if 'cls' in self.supervise and not getattr(self.target_generator, 'has_cls', True):
-            raise ConfigError("This target has no cls token to compare with: set supervise=['visible', 'masked']")
+        self.num_cls = int(self.backbone.has_cls)
+        for owner, part in (('encoder', self.backbone), ('target', self.target_generator)):
+            if 'cls' in self.supervise and not getattr(part, 'has_cls', True):
+                raise ConfigError(f"This {owner} has no cls token to compare with: set supervise=['visible', 'masked']")
 
     # ------------------------------------------------------------ the figure, box by box
 
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
-        """Encoder: (B, C, H, W) and patch indices (B, n) -> latents (B, 1 + n, D), the cls token first."""
+        """Encoder: (B, C, H, W) and patch indices (B, n) -> latents (B, [1 +] n, D), the cls token, if there is one, first."""
         tokens = self.backbone.encode(images, visible)
         prefix = self.backbone.num_prefix_tokens
-        return self.regressor.project(torch.cat((tokens[:, :1], tokens[:, prefix:]), dim=1))
+        return self.regressor.project(torch.cat((tokens[:, : self.num_cls], tokens[:, prefix:]), dim=1))
 
     def regress(self, latent_visible: Tensor, visible: Tensor, masked: Tensor, positions: Tensor) -> Tensor:
         """Latent contextual regressor: latents of the visible patches (B, n, D) -> predicted latents of the masked (B, m, D)."""
         return self.regressor(latent_visible, pick(positions, visible), pick(positions, masked))
 
     def forward_parts(self, images: Tensor, visible: Tensor, masked: Tensor) -> dict[str, Tensor]:
-        """All boxes but the teacher: `prediction` (B, 1 + N, K) of cls, visible and masked tokens, and `regressed` (B, m, D)."""
+        """All boxes but the teacher: `prediction` (B, [1 +] N, K) of cls, visible and masked tokens, `regressed` (B, m, D)."""
         grid = self.backbone.grid_of(images.shape[-2:])
         check_mask_grid(visible.shape[1] + masked.shape[1], images, grid)
         latents = self.encode(images, visible)
-        regressed = self.regress(latents[:, 1:], visible, masked, self.positions(grid))
+        regressed = self.regress(latents[:, self.num_cls :], visible, masked, self.positions(grid))
         return dict(prediction=self.predictor(torch.cat((latents, regressed), dim=1)), regressed=regressed)
 
     # ------------------------------------------------------------ training
@@ -117,19 +118,19 @@ class CAEv2(MaskedImageModel):
         """`loss_main`, the mean over all supervised tokens."""
         target = self.teach(view, visible, masked)
         prediction = self.forward_parts(images, visible, masked)['prediction']
-        sizes = (1, visible.shape[1], masked.shape[1])
+        sizes = (self.num_cls, visible.shape[1], masked.shape[1])
         return dict(loss_main=self.target_generator.loss(self.supervised(prediction, sizes), self.supervised(target, sizes)))
 
     def teach(self, view: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
-        """The teacher's features (B, 1 + N, K) in the order of the predictions: cls, visible, masked. One pass serves both halves."""
+        """The teacher's features (B, [1 +] N, K) in the order of the predictions: cls, visible, masked. One pass serves both halves."""
         features = self.target_generator.tokens(view)
-        if not self.target_generator.has_cls:  # a row that is never supervised
-            features = torch.cat((features[:, :1], features), dim=1)
         features = features.repeat(len(visible) // len(view), 1, 1)
-        return torch.cat((features[:, :1], pick(features[:, 1:], torch.cat((visible, masked), dim=1))), dim=1)
+        patches = pick(features[:, int(self.target_generator.has_cls) :], torch.cat((visible, masked), dim=1))
+        # A teacher without cls lends its first row, which is never supervised.
+        return torch.cat((features[:, : self.num_cls], patches), dim=1)
 
     def supervised(self, tokens: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Of tokens (B, 1 + N, K), by how many there are of cls, visible and masked ones, those that have a loss."""
+        """Of tokens (B, [1 +] N, K), by how many there are of cls, visible and masked ones, those that have a loss."""
         if set(self.supervise) == set(TOKENS):
             return tokens
         return torch.cat([part for kind, part in zip(TOKENS, tokens.split(sizes, dim=1), strict=True) if kind in self.supervise], dim=1)
@@ -139,22 +140,33 @@ class CAEv2(MaskedImageModel):
 
         Args:
             images: (B, C, H, W), normalised.
-            mask: bool (B, N) or (B, h, w), True = masked, equally many in every image.
+            mask: bool, or 0 and 1, (B, N) or (B, h, w), True = masked, equally many in every image.
 
         Returns:
-            `prediction` (B, 1 + N, K), of unit length, cls first and the patches in raster order; `regressed` (B, M, D), the latents of the
-            masked patches in raster order.
+            `prediction` (B, [1 +] N, K), of unit length, cls first, if there is one, and the patches in raster order; `regressed` (B, M,
+            D), the latents of the masked patches in raster order.
         """
-        visible, masked = split_patches(mask.flatten(1), images)
+        visible, masked = self.split_mask(images, mask)
         parts = self.forward_parts(images, visible, masked)
         raster = torch.cat((visible, masked), dim=1).argsort(dim=1)
-        patches = pick(parts['prediction'][:, 1:], raster)
-        prediction = torch.cat((parts['prediction'][:, :1], patches), dim=1)
+        patches = pick(parts['prediction'][:, self.num_cls :], raster)
+        prediction = torch.cat((parts['prediction'][:, : self.num_cls], patches), dim=1)
         return dict(prediction=F.normalize(prediction, dim=-1, eps=0), regressed=parts['regressed'])
 
     @staticmethod
     def loss_of(prediction: Tensor, target_features: Tensor) -> Tensor:
-        """The method's loss for predictions and a teacher's features (B, 1 + N, K) in the same order: the mean of 1 - cosine."""
+        """The method's loss for predictions and a teacher's features (B, 1 + N, K) in the same order: the mean of 1 - cosine.
+
+        Raises:
+            DataError: The shapes differ, or vectors have no direction: they are zero, or not finite.
+        """
+        if prediction.shape != target_features.shape:
+            raise DataError(f'Predictions {tuple(prediction.shape)} and target features {tuple(target_features.shape)} differ in shape')
+        for name, vectors in (('prediction', prediction), ('target_features', target_features)):
+            lengths = vectors.detach().to(torch.promote_types(vectors.dtype, torch.float32)).norm(dim=-1)
+            wrong = int((~lengths.isfinite() | (lengths == 0)).sum())
+            if wrong:
+                raise DataError(f'{wrong} vectors of {lengths.numel()} in {name} are zero or not finite, which have no cosine')
         return (1 - cosine(prediction, target_features)).mean()
 
     @property

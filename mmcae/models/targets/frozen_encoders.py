@@ -12,12 +12,10 @@ from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_encoder_weights, load_state, load_strictly, read_weights
 from ...checkpoints.modules import read_module
-from ...checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD
+from ...checkpoints.spec import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError, nearest
 
-CLIP_MEAN = (122.7709383, 116.7460125, 104.09373615)
-CLIP_STD = (68.5005327, 66.6321579, 70.32316305)
 CLIP_MODEL = 'vit_base_patch16_clip_quickgelu_224'  # timm's ViT with CLIP's parts; the sizes are those of the checkpoint
 CLIP_HEAD_WIDTH = 64
 
@@ -41,6 +39,8 @@ def build_teacher(model: dict | None, checkpoint: str | Path | None, projected: 
         if checkpoint is None:
             raise ConfigError('Teacher needs a model, or a checkpoint that describes one')
         model = read_weights(checkpoint).encoder_config()
+    if not isinstance(model, Mapping):
+        raise ConfigError(f"Teacher.model={model!r} must be a dict with a type, such as dict(type='clip')")
     settings = dict(model)
     kind = settings.pop('type', None)
     if kind == 'clip':
@@ -87,10 +87,11 @@ class TimmTeacher(FrozenEncoder):
         self.projected, self.layers = projected, layers
         self.model = self.build(dict(settings), projected)
         self.name = type(self.model).__name__
-        self.has_cls = getattr(self.model, 'has_class_token', bool(getattr(self.model, 'num_prefix_tokens', 0)))
+        self.has_cls = getattr(self.model, 'cls_token', None) is not None
         if checkpoint is not None:
             load_timm(self.model, load_state(checkpoint), checkpoint, keep_head=projected)
         self.describe()
+        self.in_channels = settings.get('in_chans') or self.model.pretrained_cfg['input_size'][0]
 
     def build(self, settings: dict, projected: bool) -> nn.Module:
         name = settings.pop('model_name', '')
@@ -102,10 +103,14 @@ class TimmTeacher(FrozenEncoder):
             raise ConfigError('Teacher downloads nothing: give the weights as checkpoint=PATH in place of pretrained=True')
         try:
             model = timm.create_model(name, **({'num_classes': 0} | settings if not projected else settings))
-        except TypeError as error:
-            raise ConfigError(f'timm.create_model({name!r}) refuses its arguments: {error}') from error
+        except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f'timm.create_model({name!r}) refuses its arguments: {str(error).splitlines()[0]}') from error
         if not hasattr(model, 'forward_intermediates'):
             raise ConfigError(f'{name} gives no feature maps in this version of timm (forward_intermediates): choose another model')
+        if self.layers > 1 and self.layers > len(getattr(model, 'blocks', ())):
+            raise ConfigError(f'Teacher: layers={self.layers}, but {name} has {len(getattr(model, "blocks", ()))} blocks to average')
+        if projected and not (hasattr(model, 'num_prefix_tokens') and isinstance(getattr(model, 'head', None), nn.Linear)):
+            raise ConfigError(f'projected=True: {name} has no head that projects its tokens')
         return model
 
     def describe(self):
@@ -114,9 +119,9 @@ class TimmTeacher(FrozenEncoder):
         self.mean, self.std = (tuple(255 * value for value in config[name]) for name in ('mean', 'std'))
         embedding = getattr(self.model, 'patch_embed', None)
         self.img_size = to_2tuple(getattr(embedding, 'img_size', None) or config['input_size'][1:])
-        # Convolutional networks know the stride of their last map alone.
-        self.downsample = to_2tuple(getattr(embedding, 'patch_size', None) or self.model.feature_info[-1]['reduction'])
-        self.in_channels = next(self.model.parameters()).shape[1] if embedding is None else embedding.proj.in_channels
+        # Only plain ViTs keep the patches that they begin with.
+        patch, stride = to_2tuple(getattr(embedding, 'patch_size', 0)), self.model.feature_info[-1]['reduction']
+        self.downsample = patch if max(patch) == stride else to_2tuple(stride)
 
     def forward(self, images: Tensor) -> Tensor:
         """See :class:`FrozenEncoder`."""
@@ -124,14 +129,15 @@ class TimmTeacher(FrozenEncoder):
             if not hasattr(self.model, 'num_prefix_tokens'):
                 found = self.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[-1]
                 return found.flatten(2).transpose(1, 2)
+            prefixed = dict(return_prefix_tokens=True) if self.model.num_prefix_tokens else {}
             found = self.model.forward_intermediates(
-                images, indices=self.layers, norm=True, output_fmt='NLC', return_prefix_tokens=True, intermediates_only=True
+                images, indices=self.layers, norm=True, output_fmt='NLC', intermediates_only=True, **prefixed
             )
-        except (AssertionError, RuntimeError) as error:
+        except (AssertionError, RuntimeError, TypeError) as error:
             size = 'x'.join(map(str, images.shape[-2:]))
             raise ConfigError(
-                f'{self.name} does not take images of {size} pixels ({str(error).splitlines()[0]}): give it img_size, or '
-                'dynamic_img_size=True'
+                f'{self.name} gives no features for images of {size} pixels ({str(error).splitlines()[0]}): '
+                + ('choose another model' if images.shape[-2:] == self.img_size else 'give it img_size, or dynamic_img_size=True')
             ) from error
         if self.model.num_prefix_tokens:
             found = [torch.cat((prefix[:, : int(self.has_cls)], patches), dim=1) for patches, prefix in found]
@@ -272,8 +278,14 @@ def load_timm(model: nn.Module, state: StateDict, checkpoint: str | Path, keep_h
 
 
 def load_known(model: nn.Module, state: StateDict, checkpoint: str | Path):
-    """Load what belongs to the model, which has to be all of it; what else the file has is counted."""
-    known = {key: value for key, value in state.items() if key in model.state_dict()}
-    if not known:
-        raise CheckpointError(f'{checkpoint} holds no {type(model).__name__}: its keys begin with {", ".join(list(state)[:3])}')
-    load_strictly(model, known, str(checkpoint), unused=len(state) - len(known))
+    """Load what belongs to the model's parts, which has to be all of them; what the file has of other parts is counted."""
+    own = model.state_dict()
+    parts = {key.split('.')[0] for key in own}
+    known = {key: value for key, value in state.items() if key.split('.')[0] in parts}
+    if not own.keys() & known.keys():
+        raise CheckpointError(
+            f'{checkpoint} holds no {type(model).__name__}: its keys begin with {", ".join(list(state)[:3])}; leave the model out, or '
+            'give a mmcae.TimmEncoder, where load_encoder reads the file'
+        )
+    remedy = 'Give the model the arguments that the checkpoint is of'
+    load_strictly(model, known, str(checkpoint), unused=len(state) - len(known), remedy=remedy)

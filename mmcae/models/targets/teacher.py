@@ -1,5 +1,6 @@
 """A frozen encoder as target: what it sees of the whole image at the place of each patch, and in the cls token."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,18 +59,39 @@ class Teacher(Target):
         super().__init__()
         if loss not in LOSSES:
             raise ConfigError(f'Teacher: loss={loss!r} is none of {LOSSES}')
-        if layers < 1:
-            raise ConfigError(f'Teacher: layers={layers} must be at least 1')
+        if type(layers) is not int or layers < 1:
+            raise ConfigError(f'Teacher: layers={layers!r} must be a whole number, at least 1: how many of the last blocks are averaged')
         self.model = build_teacher(model, checkpoint, projected, layers)
         self.loss_kind, self.dtype = loss, self.known_dtype(dtype)
         self.mean, self.std = (given if given is not None else own for given, own in ((mean, self.model.mean), (std, self.model.std)))
-        for name, values in (('view_mean', self.mean), ('view_std', self.std)):
-            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.downsample, self.in_channels = self.model.downsample, self.model.in_channels
+        for name, values in (('mean', self.mean), ('std', self.std)):
+            numbers = np.array(values).reshape(-1)
+            if numbers.dtype.kind not in 'if' or len(numbers) not in (1, self.in_channels) or (name == 'std' and (numbers <= 0).any()):
+                raise ConfigError(
+                    f'Teacher: {name}={values!r} must be one number or {self.in_channels} (std above 0), of pixels in [0, 255]'
+                )
+            self.register_buffer(f'view_{name}', torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.has_cls = self.model.has_cls
         self.freeze()
-        self.num_outputs = self.model(torch.zeros(1, self.in_channels, *self.model.img_size)).shape[-1]
+        self.num_outputs = self.check_features()
         self.seen = False
+
+    def check_features(self) -> int:
+        """The width of the features, of which there is one for each patch.
+
+        Raises:
+            ConfigError: The model gives another number of them.
+        """
+        rows, columns = (max(pixels // under, 1) for pixels, under in zip(self.model.img_size, self.downsample, strict=True))
+        size = (rows * self.downsample[0], columns * self.downsample[1])  # the views are whole patches too
+        _, length, width = self.model(torch.zeros(1, self.in_channels, *size)).shape
+        if length != rows * columns + self.has_cls:
+            raise ConfigError(
+                f'{self.model.name} gives {length - self.has_cls} features for the {rows}x{columns} patches of its images of '
+                f'{size[0]}x{size[1]} pixels: choose a model with one for each'
+            )
+        return width
 
     def init_weights(self):
         """Nothing: the weights are those of the checkpoint, which the model's own initialisation would overwrite."""

@@ -164,6 +164,8 @@ def test_split_by(files, image_folder):
 
 
 def test_refused_folders(image_folder, tmp_path):
+    with pytest.raises(DataError, match='s3://bucket/images is in a store; .* copy them there'):
+        read_labelled('s3://bucket/images')
     with pytest.raises(DataError, match='nothing does not exist'):
         read_labelled(tmp_path / 'nothing')
     (tmp_path / 'empty').mkdir()

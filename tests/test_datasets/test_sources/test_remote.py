@@ -3,6 +3,7 @@
 import threading
 import time
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from pyftpdlib.servers import ThreadedFTPServer
 
 from mmcae.datasets import ImageFolder, PackedImages, check_data
 from mmcae.datasets.sources import packing
+from mmcae.datasets.sources.shards import ShardReader
 from mmcae.utils import remote
 from mmcae.utils.errors import ConfigError, DataError, StorageError
 from mmcae.utils.files import read_file
@@ -53,6 +55,7 @@ def images(server, image_folder):
     root = image_folder('store/images', classes=('b', 'a/c', 'a-b'), count=2, size=(40, 40))
     Image.new('RGB', (9, 9)).save(root / 'first.png')
     Image.new('RGB', (9, 9)).save(root / '.hidden.png')
+    Image.new('RGB', (9, 9)).save(root / 'what? #1 %20.png')
     (root / 'notes.txt').write_text('no image')
     return root
 
@@ -107,6 +110,7 @@ def test_a_server_that_stalls_or_fails_for_good(server, images, monkeypatch):
     server.faults.update(every=2, stall=3)
     expected = (images / 'first.png').read_bytes()
     assert [read_file(f'{server.url}/images/first.png') for _ in range(2)] == [expected] * 2
+    monkeypatch.setattr(remote, 'STALLED', 30)
     monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0.2')
     server.faults.update(every=1, stall=0)
     with pytest.raises(StorageError, match=f'{server.url}/images/first.png cannot be read: .*The store is busy'):
@@ -133,3 +137,26 @@ model = dict(
     settings = (f'data_root={server.url}/{root}', 'image_size=32', 'patch_size=8', 'token_size=8', 'batch_size=2', 'num_workers=2')
     code, output = run_tool('tools/train.py', config, '--work-dir', tmp_path / 'run', '--cfg-options', *settings, 'max_epochs=1', *changes)
     assert code == 0 and 'loss' in output and (tmp_path / 'run/epoch_1.pth').exists(), output
+
+
+def test_a_part_that_comes_short_is_asked_for_again(image_folder, tmp_path, monkeypatch):
+    """As by a proxy that ends a connection early. It is no damage of the shard."""
+    root = image_folder('images', count=2)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob('*.*'))
+    packing.pack(packing.SourceFiles(root, names), tmp_path / 'packed', {}, 10**6, 0, 0.0)
+    store = fsspec.filesystem('memory')
+    for file in (tmp_path / 'packed').iterdir():
+        store.pipe_file(f'/packed/{file.name}', file.read_bytes())
+    reader, whole, asked = ShardReader('memory://packed'), type(store).cat_file, []
+
+    def cut(self, path, start=None, end=None, **settings):
+        data = whole(self, path, start, end, **settings)
+        asked.append(path)
+        return data[: len(data) // 2] if len(asked) == 1 else data
+
+    monkeypatch.setattr(type(store), 'cat_file', cut)
+    assert reader.read(3) == ShardReader(tmp_path / 'packed').read(3) and len(asked) == 2
+    monkeypatch.setenv('MMCAE_RETRY_SECONDS', '0')
+    monkeypatch.setattr(type(store), 'cat_file', lambda *arguments, **settings: b'cut')
+    with pytest.raises(StorageError, match='shard-000000.tar.* cannot be read: EOFError: 3 of [0-9,]+ bytes have come'):
+        reader.read(3)

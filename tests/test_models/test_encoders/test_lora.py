@@ -88,6 +88,9 @@ def test_merging_by_hand():
         (dict(lora=dict(rank=0)), 'lora.rank=0 must be a whole number, at least 1'),
         (dict(lora=dict(rank=32)), r'lora.rank=32 is no less than a layer of'),
         (dict(lora=dict(layers='mlp')), "lora.layers='mlp' is none of"),
+        (dict(lora=dict(alpha=0)), 'lora.alpha=0 must be a number above 0'),
+        (dict(lora=dict(alpha='16')), "lora.alpha='16' must be a number"),
+        (dict(lora=8), 'lora=8 must be a dict'),
         (dict(lora=dict(r=4)), 'lora has no r; it has rank, alpha, layers'),
         (dict(lora={}, frozen_stages=3), 'lora finds no layer'),
         (dict(lora={}, init_cfg=None), 'lora updates weights that are there'),
@@ -101,3 +104,10 @@ def test_bad_settings(pair, settings, message):
 def test_without_lora_nothing_is_parametrised():
     for encoder in (CAEViT(ENCODERS['cae']['arch'], img_size=64), TimmEncoder(**{k: v for k, v in ENCODERS['vit'].items() if k != 'type'})):
         assert not any('parametrizations' in name for name in encoder.state_dict())
+
+
+def test_projections_that_are_fused_with_the_mlp():
+    """timm's parallel blocks have one layer for queries, keys, values and the MLP."""
+    settings = dict(depth=1, embed_dim=32, num_heads=2, img_size=32, init_cfg=dict(type='Pretrained', checkpoint='none.pth'))
+    names = [name for name, _ in TimmEncoder('vit_base_patch16_xp_224', lora=dict(rank=2), **settings).named_parameters() if '.up' in name]
+    assert [name.split('.')[3] for name in names] == ['in_proj', 'attn_out_proj']

@@ -139,7 +139,8 @@ def test_arguments_are_timms_and_are_kept():
         ('vit_small_patch16_224', dict(num_classes=10), 'the encoder has no classifier'),
         ('vit_small_patch16_224', dict(patch_drop_rate=0.5), 'methods pick the patches themselves'),
         ('vit_small_patch16_224', dict(in_channels=1), "timm's name of it is in_chans"),
-        ('vit_small_patch16_224', dict(window_size=7), "refuses {.*'window_size': 7}: .*unexpected keyword argument 'window_size'"),
+        ('vit_small_patch16_224', dict(window_size=7), 'windows of attention are those of mmcae.CAEViT alone'),
+        ('vit_small_patch16_224', dict(windows=7), "refuses {.*'windows': 7}: .*unexpected keyword argument 'windows'"),
         ('vit_small_patch16_224', dict(embed_dim=33), 'dim should be divisible by num_heads'),
         ('vit_small_patch16_224', dict(mlp_layer='Mpl'), "mlp_layer='Mpl' is neither in timm.layers nor in torch.nn"),
         ('vit_small_patch16_224', dict(norm_layer=lambda dim: nn.LayerNorm(dim)), 'cannot be kept in a checkpoint'),
@@ -252,12 +253,3 @@ def test_a_whole_method_is_loaded_again(tmp_path):
         again.init_weights() if again.init_cfg else None
         state = again.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-
-
-def test_cae_v2_needs_a_cls_token():
-    with pytest.raises(ConfigError, match='CAEv2 compares the cls token too, and this encoder has none'):
-        CAEv2(
-            backbone=dict(type='mmcae.TimmEncoder', model_name='vit_base_patch16_siglip_224', **SMALL, img_size=64),
-            regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=32, embed_dims=32, num_layers=1, num_heads=2),
-            predictor=dict(num_outputs=8),
-        )

@@ -8,7 +8,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmcae.models import CAE
-from mmcae.models.methods.cae import split_patches
+from mmcae.models.methods.base import split_patches
 from mmcae.models.targets.base import Target, Tokenizer
 from mmcae.registry import MODELS
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError

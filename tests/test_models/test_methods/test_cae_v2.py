@@ -4,9 +4,11 @@ import pytest
 import torch
 from mmpretrain.structures import DataSample
 
+from mmcae.apis import load_cae
+from mmcae.checkpoints.exporting import to_official
 from mmcae.models import CAEv2
 from mmcae.registry import MODELS
-from mmcae.utils.errors import ConfigError
+from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
 ENCODER = dict(type='mmcae.CAEViT', arch=dict(embed_dims=48, num_layers=2, num_heads=4), img_size=64)
 TEACHER = dict(type='mmcae.Teacher', model=dict(type='mmcae.CAEViT', arch=dict(embed_dims=20, num_layers=1, num_heads=2), img_size=64))
@@ -139,3 +141,53 @@ def test_a_model_without_teacher(batch):
     for use in (model.loss, model.check_sample):
         with pytest.raises(ConfigError, match='CAEv2 was built without target_generator'):
             use(batch[0], samples_of(batch[1]))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda mask: mask.long() * 2, 'A mask has True or 1'),
+        (lambda mask: mask.float() / 2, 'A mask has True or 1'),
+        (lambda mask: mask[:1], r'need a mask \(B, N\) or \(B, h, w\), got \(2, 3, 64, 64\) and \(1, 16\)'),
+        (lambda mask: mask[0], r'got .* and \(16,\)'),
+        (lambda mask: mask.tolist(), 'got .* and list'),
+        (lambda mask: mask.view(2, 2, 8), r'masks are \(2, 8\), but the encoder has \(4, 4\) patches'),
+        (lambda mask: mask[:, :9], r'masks are \(9,\), but the encoder'),
+    ],
+)
+def test_masks_given_by_hand(tiny_cae, change, message):
+    """Zeros and ones are as good as booleans; other numbers and shapes are refused."""
+    images, mask = torch.randn(2, 3, 64, 64), (torch.arange(16) < 6).repeat(2, 1)
+    for model in (build().eval(), tiny_cae().eval()):
+        expected = model.predict(images, mask)
+        for same in (mask.long(), mask.float(), mask.view(2, 4, 4)):
+            assert all(torch.equal(value, expected[name]) for name, value in model.predict(images, same).items())
+        with pytest.raises((DataError, ConfigError), match=message):
+            model.predict(images, change(mask))
+
+
+@pytest.mark.parametrize(
+    ('prediction', 'features', 'message'),
+    [
+        (torch.ones(2, 5, 4), torch.ones(2, 1, 4), 'differ in shape'),
+        (torch.ones(2, 5, 4), torch.ones(5, 4), 'differ in shape'),
+        (torch.ones(2, 5, 4), torch.zeros(2, 5, 4), '10 vectors of 10 in target_features are zero'),
+        (torch.zeros(2, 5, 4), torch.ones(2, 5, 4), '10 vectors of 10 in prediction are zero'),
+        (torch.ones(2, 5, 4), torch.full((2, 5, 4), torch.nan), 'in target_features are zero or not finite'),
+    ],
+)
+def test_features_that_have_no_cosine(prediction, features, message):
+    with pytest.raises(DataError, match=message):
+        CAEv2.loss_of(prediction, features)
+
+
+@pytest.mark.parametrize('prefix', ['module.', 'model.', 'module.model.student.'])
+def test_the_authors_files_as_programs_wrap_them(prefix):
+    """Also with the teacher in the file."""
+    model = build(regressor=dict(type='mmcae.LatentContextualRegressor', in_dims=48, embed_dims=96, num_layers=1, num_heads=12)).eval()
+    state = to_official(model.state_dict()) | {'teacher.visual.proj': torch.zeros(2, 2)}
+    again = load_cae(dict(state_dict={prefix + key: value for key, value in state.items()}), num_heads=4).eval()
+    images, mask = torch.randn(2, 3, 64, 64), torch.arange(16).repeat(2, 1) < 6
+    torch.testing.assert_close(again.predict(images, mask), model.predict(images, mask))
+    with pytest.raises(CheckpointError, match='has no regressor.mask_token: the rest of the model is incomplete'):
+        load_cae({key: value for key, value in state.items() if key != 'mask_token'}, num_heads=4)

@@ -24,6 +24,9 @@ def normalised(vectors):
     return (vectors - mean) / (variance + 1e-5).sqrt()
 
 
+TINY = dict(type='timm', model_name='vit_tiny_patch16_224', img_size=32, depth=2, embed_dim=48, num_heads=4)
+
+
 def close(found, expected):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -69,6 +72,8 @@ def test_mean_of_the_last_layers(images, tmp_path):
         ('vit_small_patch14_reg4_dinov2', dict(img_size=28), True),
         ('vit_small_patch16_dinov3', dict(img_size=32), True),
         ('vit_base_patch16_siglip_224', dict(img_size=32), False),
+        ('vit_medium_patch16_rope_reg1_gap_256', dict(img_size=32), False),
+        ('vit_pe_core_gigantic_patch14_448', dict(img_size=28), False),
     ],
 )
 def test_registers_are_no_patches(name, arguments, cls):
@@ -278,7 +283,16 @@ def test_projection_that_is_missing(tmp_path):
         (dict(model_name='resnet18'), {}, 'needs a type'),
         (None, {}, 'needs a model, or a checkpoint'),
         (OWN, dict(loss='huber'), "loss='huber' is none of"),
-        (OWN, dict(layers=0), 'layers=0 must be at least 1'),
+        (OWN, dict(layers=0), 'layers=0 must be a whole number, at least 1'),
+        (OWN, dict(layers=[1, 2]), r'layers=\[1, 2\] must be a whole number'),
+        (TINY, dict(layers=3), 'layers=3, but vit_tiny_patch16_224 has 2 blocks'),
+        (TINY, dict(mean=[1, 2]), r'mean=\[1, 2\] must be one number or 3'),
+        (TINY, dict(std=0), r'std=0 must be one number or 3 \(std above 0\)'),
+        (dict(TINY, num_heads=5), {}, 'refuses its arguments: dim should be divisible by num_heads'),
+        (dict(TINY, img_size=40), {}, 'gives no features for images of 32x32 pixels .*give it img_size'),  # of whole patches
+        (dict(TINY, num_classes=0), dict(projected=True), 'projected=True: vit_tiny_patch16_224 has no head'),
+        (dict(type='timm', model_name='hiera_tiny_224'), {}, 'gives no features for images of 224x224 .* choose another model'),
+        ('clip', {}, 'must be a dict with a type'),
         (dict(type='mmpretrain.ResNet', depth=18), dict(layers=2), 'layers=2: mmpretrain.ResNet gives its last map alone'),
     ],
 )
@@ -287,8 +301,24 @@ def test_models_that_do_not_work(model, settings, message):
         Teacher(model, **settings)
 
 
+@pytest.mark.parametrize('changes', [dict(depth=3), dict(init_values=0.1)])
+def test_weights_of_a_larger_model(tmp_path, changes):
+    """Blocks and layer scales that the model has not would be left out, and it would compute something else."""
+    settings = {key: value for key, value in TINY.items() if key not in ('type', 'model_name')}
+    torch.save(timm.create_model('vit_tiny_patch16_224', num_classes=0, **(settings | changes)).state_dict(), tmp_path / 'vit.pth')
+    with pytest.raises(CheckpointError, match='does not fit this VisionTransformer .* unexpected: blocks'):
+        Teacher(TINY, tmp_path / 'vit.pth')
+
+
+def test_patches_that_are_merged_on_the_way():
+    teacher = Teacher(
+        dict(type='timm', model_name='swin_tiny_patch4_window7_224', embed_dim=24, depths=(1, 1, 1, 1), num_heads=(2, 2, 2, 2))
+    )
+    assert teacher.downsample == (32, 32) and teacher.tokenize(torch.rand(1, 3, 224, 224)).shape == (1, 49, 192)
+
+
 def test_another_size_than_the_models():
     """A fixed position table, at the grid of another encoder."""
     teacher = Teacher(dict(type='timm', model_name='vit_tiny_patch16_224', depth=1))
-    with pytest.raises(ConfigError, match='does not take images of 64x64 pixels .*give it img_size'):
+    with pytest.raises(ConfigError, match='gives no features for images of 64x64 pixels .*give it img_size'):
         teacher.tokens(torch.rand(1, 3, 64, 64))
