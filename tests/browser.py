@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 
@@ -52,6 +53,7 @@ class Browser:
         os.write(self.output, json.dumps(request).encode() + b'\0')
         while True:
             while b'\0' not in self.rest:
+                assert select.select([self.input], [], [], 120)[0], f'Chromium has not answered {method} for two minutes'
                 part = os.read(self.input, 2**20)
                 assert part, 'Chromium has ended'
                 self.rest += part

@@ -134,7 +134,7 @@ def tool_server():
     yield ask
     if server is not None:
         server.stdin.close()
-        server.wait(timeout=60)
+        server.wait(timeout=300)
 
 
 @pytest.fixture(scope='session')

@@ -159,7 +159,7 @@ def test_killed_build_goes_on(build_env, environment, repository, tmp_path, kill
     while not (hanging.exists() and hanging.read_text()):
         time.sleep(0.02)
     process.send_signal(kill)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
     if kill == signal.SIGKILL:  # its pip lives on, which pip notices when it prints; the stand-in does not
         os.killpg(int(hanging.read_text()), signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_second_build_waits_for_the_first(environment, build_env, tmp_path, repo
         process = subprocess.Popen([sys.executable, '-uc', code], stdout=subprocess.PIPE, text=True)
         assert 'Another build' in process.stdout.readline()
         assert environment.calls() == []
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert 'Environment ready' in output and process.returncode == 0
 
 

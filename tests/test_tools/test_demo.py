@@ -281,7 +281,7 @@ def test_as_a_process(pretended):
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    printed, message = process.communicate(timeout=60)
+    printed, message = process.communicate(timeout=300)
     assert process.returncode == 1 and 'goes on from here' in message and 'Traceback' not in message, message
     assert '[1/' in printed and 'make_digit_scenes.py --out data/digits' in printed
     assert not os.path.exists(f'/proc/{(pretended / "pid").read_text().strip()}')
