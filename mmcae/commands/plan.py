@@ -14,6 +14,7 @@ train_cfg allows.
 import re
 
 from .arguments import add_changes
+from .train import check_scaling, learning_rate
 
 # Options that are not given. Images of ImageNet are 500x375, those of COCO 640x480, with masks, at 1024x1024. ViTDet-B's published log has
 # 2.8 images a second on an A100 in float32: 0.08 of 156 TFLOPS.
@@ -81,6 +82,7 @@ def make_plan(cfg, args) -> dict:
 
     if not cfg.get('train_dataloader') or not cfg.get('optim_wrapper'):
         raise ConfigError(f'{args.config} describes no training: it has no train_dataloader or no optim_wrapper')
+    check_scaling(cfg)
     if 'DeepSpeed' in cfg.optim_wrapper.get('type', ''):
         raise ConfigError(
             f"{args.config} cannot be planned: DeepSpeed's step is its own. Plan the same model with an optimizer of torch, such as "
@@ -187,15 +189,7 @@ def describe(cfg, args, figures: dict) -> str:
     if figures['shards'] > 1:
         lines.append(f'    what is trained is shared out over {figures["shards"]} GPUs; the blocks that a step gathers are in no count')
     lines.append(f'    the largest batch that fits: {figures["largest_batch"]}{remedy(cfg, figures)}')
-    scaling = cfg.get('auto_scale_lr') or {}
-    base, lr = scaling.get('base_batch_size'), cfg.optim_wrapper.get('optimizer', {}).get('lr')
-    chosen = ''
-    if lr is not None and base and base != figures['effective_batch']:
-        chosen = f' (chosen for a batch of {base}; --auto-scale-lr adapts it)'
-        if scaling.get('enable'):
-            ratio = figures['effective_batch'] / base
-            lr, chosen = lr * ratio, f" (the config's {lr:g} x {ratio:g})"
-    lines.append(f'effective batch: {figures["effective_batch"]}' + (f', lr {lr:g}{chosen}' if lr is not None else ''))
+    lines.append(f'effective batch: {figures["effective_batch"]}{learning_rate(cfg, figures["effective_batch"])}')
     lines.append('')
     speed = figures['images_per_second']
     lines.append(f'images per second at {figures["share"]:.0%} of the matrix rate: {speed:,.0f} ({speed / args.gpus:,.0f} per GPU)')

@@ -143,14 +143,8 @@ def apply_arguments(cfg, args):
     if args.resume:
         cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     if args.auto_scale_lr:
-        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
-            raise ConfigError(
-                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch its lr was chosen for'
-            )
-        cfg.auto_scale_lr.enable = True
-    if (cfg.get('auto_scale_lr') or {}).get('enable'):
-        # mmengine leaves gradient accumulation out of its count.
-        cfg.auto_scale_lr.base_batch_size /= cfg.optim_wrapper.get('accumulative_counts', 1)
+        cfg.auto_scale_lr = dict(cfg.get('auto_scale_lr') or {}, enable=True)
+    check_scaling(cfg)
 
 
 def summary(cfg, processes):
@@ -158,22 +152,31 @@ def summary(cfg, processes):
     images = cfg.train_dataloader.get('batch_size', 1)
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
     batch = processes * images * accumulated
-    lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
-    scaling = cfg.get('auto_scale_lr') or {}
-    base = scaling.get('base_batch_size')
-    if cfg.get('resume'):
-        rate = f', resumed from {cfg.load_from}'
-    elif lr is None:
-        rate = ''
-    elif scaling.get('enable'):
-        ratio = processes * images / base
-        rate = f", lr {lr * ratio:g} (the config's {lr:g} x {ratio:g})"
-    elif base and base != batch:
-        rate = f', lr {lr:g} (chosen for a batch of {base}; --auto-scale-lr adapts it)'
-    else:
-        rate = f', lr {lr:g}'
+    rate = f', resumed from {cfg.load_from}' if cfg.get('resume') else learning_rate(cfg, batch)
     several = 'es' if processes > 1 else ''
     return (
         f'Effective batch size {batch} ({processes} process{several} x {images} images x {accumulated} accumulated){rate}; '
         f'results go to {cfg.work_dir}'
     )
+
+
+def check_scaling(cfg):
+    """Refuse to scale a learning rate of which the config does not tell for which batch it was chosen."""
+    from ..utils.errors import ConfigError
+
+    scaling = cfg.get('auto_scale_lr') or {}
+    if scaling.get('enable') and not scaling.get('base_batch_size'):
+        raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch its lr was chosen for')
+
+
+def learning_rate(cfg, batch):
+    """At which lr a training begins whose updates see so many images, as the end of a sentence; '' where the config names none."""
+    lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
+    scaling = cfg.get('auto_scale_lr') or {}
+    base = scaling.get('base_batch_size')
+    if lr is None:
+        return ''
+    if scaling.get('enable'):
+        ratio = batch / base
+        return f", lr {lr * ratio:g} (the config's {lr:g} x {ratio:g})"
+    return f', lr {lr:g}' + (f' (chosen for a batch of {base}; --auto-scale-lr adapts it)' if base and base != batch else '')

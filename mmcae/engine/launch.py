@@ -58,9 +58,22 @@ def build_runner(cfg, launcher='none'):
 
     reader.register()
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    count_accumulated(runner)
     if runner.rank == 0:
         make_portable(runner)
     return runner
+
+
+def count_accumulated(runner):
+    """Have the learning rate scaled by all images of an update: mmengine's count leaves gradient accumulation out."""
+    cfg = runner.cfg
+    scaling, accumulated = cfg.get('auto_scale_lr') or {}, (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    if scaling.get('enable'):
+        counted = dict(scaling, base_batch_size=scaling['base_batch_size'] / accumulated)
+        if hasattr(runner, 'strategy'):
+            runner.strategy._auto_scale_lr = counted
+        else:
+            runner.auto_scale_lr = counted
 
 
 def keep_local_logs(cfg):

@@ -40,6 +40,13 @@ def test_the_plan(dry_run):
     assert 'Epoch(train)' not in output and output.splitlines()[-1] == 'Dry run: nothing was written.'
 
 
+@pytest.mark.parametrize('runner', ['Runner', 'FlexibleRunner'])
+def test_scaled_lr_counts_accumulation(dry_run, runner):
+    code, output = dry_run('--auto-scale-lr', 'auto_scale_lr.base_batch_size=12', f'runner_type={runner}')
+    assert code == 0 and "lr 0.001 (the config's 0.002 x 0.5); results" in output, output
+    assert re.search(r'^optimizer +AdamW by OptimWrapper, lr 0\.001, 0\.0005 in the first step$', output, re.MULTILINE)
+
+
 def test_several_processes_print_one_plan(dry_run):
     code, output = dry_run(processes=2)
     assert code == 0, output

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 
 from mmcae.checkpoints import read_checkpoint
@@ -73,6 +74,7 @@ def test_options_of_train(classification_config, run_tool, tmp_path):
     assert 'Epoch(val)' not in output
     saved = read_checkpoint(folder / 'epoch_1.pth')
     assert saved['optimizer']['param_groups'][0]['initial_lr'] == pytest.approx(2e-3)
+    assert Config.fromfile(folder / 'tiny_classifier.py').auto_scale_lr == dict(enable=True, base_batch_size=8)  # to train by it again
     assert 'loss_scaler' in saved['optimizer'] and "type='mmcae.AmpOptimWrapper'" in saved['meta']['cfg']
 
 
