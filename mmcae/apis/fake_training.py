@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from ..models.targets import StoredTokens, Tokenizer
 from ..registry import MODELS, TRANSFORMS
 from ..utils.errors import ConfigError
 from .fake_device import CopiesOfTensors, HostAndDevice, fake_on, operators_of_mmcv
@@ -112,6 +113,14 @@ class FakeTraining:
         return self.model.train_step(dict(self.batch), self.optim_wrapper)
 
 
+class UnreadTokens(StoredTokens):
+    """Stored tokens of a store that need not be there."""
+
+    def __init__(self, vocab_size: int):
+        Tokenizer.__init__(self)
+        self.vocab_size = vocab_size
+
+
 def build_model(cfg) -> nn.Module:
     """The model of a config in training mode, without the weights of any file."""
     settings = cfg.model.copy()
@@ -119,6 +128,8 @@ def build_model(cfg) -> nn.Module:
         part.pop('init_cfg', None)
     if settings.get('target_generator'):
         settings.target_generator.update({key: None for key in settings.target_generator if key.endswith('checkpoint')})
+        if MODELS.get(settings.target_generator.type) is StoredTokens:
+            settings.target_generator = dict(type=UnreadTokens, vocab_size=settings.decoder.num_outputs)
     if cfg.get('data_preprocessor'):
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
     return MODELS.build(settings).train()
