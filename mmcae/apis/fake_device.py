@@ -60,7 +60,33 @@ READS = {
         'index': 1,  # those that are not objects themselves
     }[operator],
     ('mmdet/structures/mask/mask_target.py', 'mask_target_single'): 0,  # positives' corners and objects
+    # Detectors of one stage: all points or anchors count as positives; their heads compute the same for others, but for a few columns.
+    ('mmdet/models/task_modules/samplers/pseudo_sampler.py', 'sample'): 1,
+    ('mmdet/models/task_modules/assigners/atss_assigner.py', 'assign'): 1,
+    ('mmdet/models/task_modules/assigners/dynamic_soft_label_assigner.py', 'assign'): 1,
+    ('mmdet/models/task_modules/assigners/dynamic_soft_label_assigner.py', 'dynamic_k_matching'): 1,
+    ('mmdet/models/task_modules/assigners/sim_ota_assigner.py', 'get_in_gt_and_in_center_info'): 1,
+    ('mmdet/models/task_modules/assigners/sim_ota_assigner.py', 'assign'): 1,
+    ('mmdet/models/task_modules/assigners/sim_ota_assigner.py', 'dynamic_k_matching'): 1,
+    ('mmdet/models/dense_heads/fcos_head.py', 'loss_by_feat'): 1,
+    ('mmdet/models/dense_heads/atss_head.py', '_get_targets_single'): 1,
+    ('mmdet/models/dense_heads/atss_head.py', 'get_num_level_anchors_inside'): 1,
+    ('mmdet/models/dense_heads/atss_head.py', 'centerness_target'): 0,  # whether one is not a number
+    ('mmdet/models/dense_heads/atss_head.py', 'loss_by_feat_single'): 1,
+    ('mmdet/models/dense_heads/atss_head.py', 'loss_by_feat'): 1,
+    ('mmdet/models/dense_heads/gfl_head.py', '_get_targets_single'): 1,
+    ('mmdet/models/dense_heads/gfl_head.py', 'get_num_level_anchors_inside'): 1,
+    ('mmdet/models/dense_heads/gfl_head.py', 'loss_by_feat_single'): 1,
+    ('mmdet/models/dense_heads/gfl_head.py', 'loss_by_feat'): 1,
+    ('mmdet/models/losses/gfocal_loss.py', 'quality_focal_loss'): 1,
+    ('mmdet/models/dense_heads/rtmdet_head.py', '_get_targets_single'): 1,
+    ('mmdet/models/dense_heads/rtmdet_head.py', 'loss_by_feat_single'): 1,
+    ('mmdet/models/dense_heads/rtmdet_head.py', 'loss_by_feat'): 1,
+    ('mmdet/models/dense_heads/yolox_head.py', 'loss_by_feat'): 1,
 }
+
+
+COMPREHENSIONS = ('<listcomp>', '<genexpr>', '<dictcomp>', '<setcomp>')  # frames of their own before Python 3.12
 
 
 class Wait(Exception):
@@ -160,6 +186,8 @@ def operators_of_mmcv(host: HostAndDevice):
         fake = [value for value in (*args, *kwargs.values()) if isinstance(value, FakeTensor)]
         if not fake:
             return original(*args, **kwargs)
+        if 'deform_conv' in name:
+            raise ConfigError(f"mmcv's operator {name} cannot be planned: its arithmetic is in no count of torch's")
         if name == 'nms':
             return selected(fake[1], host.read(name))[0]
         if not original.__doc__.rstrip().splitlines()[0].endswith('-> None'):
@@ -198,7 +226,8 @@ def calling_frame():
     frame = sys._getframe(1)
     while frame.f_back is not None:
         path = Path(frame.f_code.co_filename)
-        inside = path == Path(__file__) or TORCH in path.parents or frame.f_code.co_name in ('__torch_dispatch__', '__torch_function__')
+        name = frame.f_code.co_name
+        inside = path == Path(__file__) or TORCH in path.parents or name in ('__torch_dispatch__', '__torch_function__', *COMPREHENSIONS)
         if not inside and path.suffix == '.py':
             break
         frame = frame.f_back

@@ -146,10 +146,11 @@ def make_batch(cfg, model: nn.Module, batch_size: int) -> dict:
     if isinstance(model, MaskedImageModel):
         return pretraining_batch(cfg, model, images)
     bases = [base.__name__ for base in type(model).__mro__]
-    if isinstance(model, TrainableTokenizer):
+    if isinstance(model, TrainableTokenizer) or 'MAE' in bases:  # mmpretrain's, which masks by itself
         from mmpretrain.structures import DataSample
 
-        return dict(inputs=images(model.in_channels or 3, *image_size(cfg)), data_samples=[DataSample() for _ in range(batch_size)])
+        channels = getattr(model, 'in_channels', None) or 3
+        return dict(inputs=images(channels, *image_size(cfg)), data_samples=[DataSample() for _ in range(batch_size)])
     if 'BaseClassifier' in bases:
         from mmpretrain.structures import DataSample
 
@@ -199,11 +200,20 @@ def detection_batch(cfg, model, images) -> dict:
     meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
 
     def sample():
-        objects = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(OBJECTS, dtype=torch.int64), masks=BitmapMasks(masks, *size))
+        objects = InstanceData(bboxes=boxes.clone(), labels=torch.zeros(OBJECTS, dtype=torch.int64))
+        if loads_masks(cfg.train_dataloader.dataset):
+            objects.masks = BitmapMasks(masks, *size)
         return DetDataSample(gt_instances=objects, ignored_instances=InstanceData(bboxes=boxes[:0], labels=torch.zeros(0)), metainfo=meta)
 
     inputs = list(images(3, *size))
     return dict(inputs=inputs, data_samples=[sample() for _ in inputs])
+
+
+def loads_masks(dataset) -> bool:
+    """Whether a data set, or one that it is made of, gives the masks of objects."""
+    if any(transform.get('with_mask') for transform in dataset.get('pipeline', [])):
+        return True
+    return 'dataset' in dataset and loads_masks(dataset.dataset)
 
 
 def image_size(cfg, divisor: int = 1) -> tuple[int, int]:
@@ -228,13 +238,17 @@ def largest_size(transforms) -> tuple[int, int] | None:
             continue
         if 'relative' in transform.get('crop_type', ''):  # a share of the image, which may be all of it
             continue
-        values = next((transform[key] for key in ('crop_size', 'scales', 'scale', 'size') if transform.get(key)), None)
+        # A transform that has a size may call the share of the image that it cuts out its scale; other scales are of colours.
+        key = next((key for key in ('size', 'crop_size', 'scales', 'scale') if transform.get(key)), None)
+        values = transform.get(key)
         if isinstance(values, int):
             values = (values, values)
-        if values:
+        if isinstance(values, (list, tuple)):
             pairs = [values] if isinstance(values[0], (int, float)) else values
-            most = max(transform.get('ratio_range', [1])) if 'scale' in transform else 1
-            size = max((tuple(int(side * most) for side in reversed(pair)) for pair in pairs), key=np.prod)
+            most = max(transform.get('ratio_range', [1])) if key == 'scale' else 1
+            height_first = key == 'size' and transform.get('type') != 'Pad'  # else (width, height)
+            pairs = pairs if height_first else map(reversed, pairs)
+            size = max((tuple(int(side * most) for side in pair) for pair in pairs), key=np.prod)
     return size
 
 

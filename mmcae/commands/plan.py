@@ -8,9 +8,10 @@
 Nothing is trained, read or downloaded, and no GPU is needed: a step is computed on tensors that have shapes and no numbers. Its memory is
 counted tensor by tensor; its time is its arithmetic over a share of the GPU's matrix rate, which you state (--share). What a detector
 computes depends on the images: counted are images of the largest size, 8 objects in each, and all the proposals, RoIs and positives that
-train_cfg allows.
+train_cfg allows; of a detector of one stage, all points or anchors as positives.
 """
 
+import math
 import re
 
 from .arguments import add_changes
@@ -174,13 +175,17 @@ def describe(cfg, args, figures: dict) -> str:
     lines += ['part                      parameters  G multiply-adds (forward, per image)']
     for name, number in figures['parameters'].items():
         if number or forward.get(name):
-            lines.append(f'{name:24} {number / 1e6:9.1f} M  {forward.get(name, 0) / 1e9:.2f}')
+            lines.append(f'{name:24} {shown(number / 1e6, 1):>9} M  {shown(forward.get(name, 0) / 1e9, 2)}')
     height, width = figures['image_size']
     lines += ['', f'images of {height}x{width} pixels (height x width)']
     if figures['objects_per_image']:
-        lines[-1] += f', the largest of the pipeline, {figures["objects_per_image"]} objects in each; as many proposals, RoIs and'
-        lines.append('    positives as train_cfg allows, and the RoIs spread evenly over the maps of the pyramid')
-    lines += ['', f'a training step: {figures["multiply_adds_step"] / 1e9:.1f} G multiply-adds per image, backward pass included', '']
+        lines[-1] += f', the largest of the pipeline, {figures["objects_per_image"]} objects in each; '
+        if cfg.model.get('roi_head'):
+            lines[-1] += 'as many proposals, RoIs and'
+            lines.append('    positives as train_cfg allows, and the RoIs spread evenly over the maps of the pyramid')
+        else:
+            lines[-1] += 'all points or anchors count as positives'
+    lines += ['', f'a training step: {shown(figures["multiply_adds_step"] / 1e9, 1)} G multiply-adds per image, backward pass included', '']
     lines.append(f'memory per GPU at batch {batch}: {gigabytes(memory["peak"])} of {gigabytes(memory["capacity"])} usable')
     lines.append(
         f'    weights {gigabytes(memory["weights"])}, optimizer {gigabytes(memory["optimizer"])}, gradients '
@@ -192,17 +197,17 @@ def describe(cfg, args, figures: dict) -> str:
     lines.append(f'effective batch: {figures["effective_batch"]}{learning_rate(cfg, figures["effective_batch"])}')
     lines.append('')
     speed = figures['images_per_second']
-    lines.append(f'images per second at {figures["share"]:.0%} of the matrix rate: {speed:,.0f} ({speed / args.gpus:,.0f} per GPU)')
+    lines.append(f'images per second at {figures["share"]:.0%} of the matrix rate: {shown(speed)} ({shown(speed / args.gpus)} per GPU)')
     lines.append(
-        f'loader cores per GPU at {figures["images_per_core"]:g} images per second and core: {figures["loader_cores_per_gpu"]:.1f}'
+        f'loader cores per GPU at {figures["images_per_core"]:g} images per second and core: {shown(figures["loader_cores_per_gpu"], 1)}'
     )
     lines.append(
-        f'reads from storage at {figures["kilobytes_per_image"]:g} kB per image: {figures["read_per_second"] / 1e6:,.0f} MB per second'
+        f'reads from storage at {figures["kilobytes_per_image"]:g} kB per image: {shown(figures["read_per_second"] / 1e6)} MB per second'
     )
     if figures['hours'] is None:
         lines.append('hours: say --images, the number of training images')
     else:
-        lines.append(f'the whole schedule: {figures["hours"]:,.1f} hours, {figures["gpu_hours"]:,.0f} GPU-hours')
+        lines.append(f'the whole schedule: {shown(figures["hours"], 1)} hours, {shown(figures["gpu_hours"])} GPU-hours')
     return '\n'.join(lines)
 
 
@@ -240,4 +245,12 @@ def can_recompute(cfg) -> bool:
 
 def gigabytes(size: float) -> str:
     """Bytes as text, in 10^9."""
-    return f'{size / 1e9:.2f} GB'
+    return f'{shown(size / 1e9, 2)} GB'
+
+
+def shown(number: float, decimals: int | None = None) -> str:
+    """A number as text, with so many decimals (by default one below 10), or up to three where they would all be zeros."""
+    decimals = int(number < 10) if decimals is None else decimals
+    if 0 < number < 10**-decimals:
+        decimals = min(-math.floor(math.log10(number)), 3)
+    return f'{number:,.{decimals}f}'

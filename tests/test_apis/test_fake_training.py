@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmcae.apis.fake_device import Wait
-from mmcae.apis.fake_training import FakeTraining, Uninitialised, largest_size
+from mmcae.apis.fake_training import FakeTraining, Uninitialised, largest_size, training_pipeline
 from mmcae.utils.configs.loading import load_config
 from mmcae.utils.errors import ConfigError
 
@@ -20,6 +20,8 @@ RECIPES = [  # one of each kind in its full size; those of other sizes differ in
     'cae_v2/cae_v2_vit-large-p16_8xb256-amp-coslr-300e_in1k',
     'linear_probe/linear_vit-tiny-p16_cae-v2_8xb2048-amp-90e_in1k',
     'adapt/cae_v2_dinov2-vit-small_folder',
+    'cae/cae_vit-base-p16_stored-tokens_32xb64-amp-coslr-300e_in1k',  # its store need not be there
+    'tokenizer/dvae_folder',
 ]
 DIGITS = [
     f'digits/{name}'
@@ -34,6 +36,7 @@ DIGITS = [
         'simmim_vit-digits',
         'data2vec_vit-digits',
         'ijepa_vit-digits',
+        'mae_vit-digits',
         'dvae_digits',
         'tokenizer_digits',
         'finetune_vit-digits',
@@ -168,11 +171,21 @@ def test_operators_of_mmcv_are_themselves_afterwards():
         ([dict(type='RandomApply', transforms=[dict(scale=(8, 9))])], (9, 8)),
         ([dict(type='RandomResize', scale=(200, 100), ratio_range=(0.5, 2))], (200, 400)),
         ([dict(scale=(8, 9)), dict(type='RandomCrop', crop_size=(0.5, 0.9), crop_type='relative_range')], (9, 8)),
+        ([dict(type='mmcae.OneViewCrop', size=(6, 7), scale=(0.2, 1.0))], (6, 7)),  # a share of the image, and (height, width)
+        ([dict(type='Resize', scale=(8, 9)), dict(type='Pad', size=(12, 10))], (10, 12)),
+        ([dict(type='Resize', scale=(8, 9)), dict(type='mmcae.HEDJitter', scale=0.15)], (9, 8)),
         ([dict(type='LoadImageFromFile')], None),
     ],
 )
 def test_largest_images_of_a_pipeline(transforms, size):
     assert largest_size(transforms) == size
+
+
+def test_images_of_all_recipes_have_sides_of_16_pixels_and_more():
+    for path in CONFIGS.glob('[!_]*/*.py'):
+        cfg = load_config(path)
+        if cfg.get('train_dataloader'):
+            assert min(largest_size(training_pipeline(cfg)) or [16]) >= 16, path
 
 
 def test_a_pipeline_without_a_size():

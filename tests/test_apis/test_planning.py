@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -14,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmcae.apis.fake_training import FakeTraining, build_model, make_batch
+from mmcae.apis.fake_training import FakeTraining, build_model, make_batch, training_pipeline
 from mmcae.apis.planning import Costs, PeakMemory, by_part, count_costs, count_multiply_adds
 from mmcae.utils.configs.loading import load_config
 from mmcae.utils.errors import ConfigError
@@ -69,17 +70,54 @@ def allocated(cfg, batch_size):
     return peak
 
 
-@pytest.mark.parametrize('name', ['cae_pixels', 'cae_v2', 'cae_teacher', 'finetune', 'upernet', 'mask_rcnn'])
-def test_peak_is_what_torch_allocates(name):
-    cfg = load_config(CONFIGS / f'digits/{name}_vit-digits.py')
-    fake = FakeTraining(cfg, 16)
+def assert_peak_is_allocated(name, cfg, batch_size):
+    fake = FakeTraining(cfg, batch_size)
     with fake.active():
         fake.step()
         with PeakMemory(fake.model, fake.optim_wrapper.optimizer) as memory:
             fake.step()
-    measured = allocated(cfg, 16)
+    measured = allocated(cfg, batch_size)
     print(f'{name}: counted {memory.peak / 1e6:.1f} MB, allocated {measured / 1e6:.1f} MB')
     assert memory.peak == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize('name', ['cae_pixels', 'cae_v2', 'cae_teacher', 'finetune', 'mae', 'upernet', 'mask_rcnn'])
+def test_peak_is_what_torch_allocates(name):
+    assert_peak_is_allocated(name, load_config(CONFIGS / f'digits/{name}_vit-digits.py'), 16)
+
+
+@pytest.fixture
+def one_stage():
+    """The digits' encoder in a detector of one stage as mmdet configures it, by the name of its config."""
+    mmdet = pytest.importorskip('mmdet')
+
+    def make(name):
+        theirs = Config.fromfile(Path(mmdet.__file__).parent / '.mim/configs' / name).model
+        cfg = load_config(CONFIGS / 'digits/mask_rcnn_vit-digits.py')
+        training_pipeline(cfg)[1].with_mask = False
+        ours, head = cfg.model, dict(theirs.bbox_head, num_classes=10, in_channels=64, feat_channels=64)
+        fpn = dict(ours.neck[1], add_extra_convs='on_output', num_outs=5)
+        rest = dict(neck=[ours.neck[0], fpn], bbox_head=head, train_cfg=theirs.get('train_cfg'))
+        cfg.model = ConfigDict(type=theirs.type, backbone=ours.backbone, data_preprocessor=ours.data_preprocessor, **rest)
+        return cfg
+
+    return make
+
+
+ONE_STAGE = """
+_base_/models/retinanet_r50_fpn fcos/fcos_r50-caffe_fpn_gn-head_1x_coco atss/atss_r50_fpn_1x_coco gfl/gfl_r50_fpn_1x_coco
+rtmdet/rtmdet_tiny_8xb32-300e_coco yolox/yolox_s_8xb8-300e_coco
+""".split()
+
+
+@pytest.mark.parametrize('name', ONE_STAGE)
+def test_peak_of_detectors_of_one_stage(one_stage, name):
+    assert_peak_is_allocated(name, one_stage(f'{name}.py'), 4)
+
+
+def test_operators_whose_arithmetic_is_not_counted(one_stage):
+    with pytest.raises(ConfigError, match='operator deform_conv_forward cannot be planned'):
+        count_costs(one_stage('vfnet/vfnet_r50_fpn_1x_coco.py'), (2, 4))
 
 
 def test_multiply_adds_of_a_detector_are_those_of_a_real_step():

@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from mmcae.apis.planning import GPUS
 from mmcae.commands.main import run_command
-from mmcae.commands.plan import describe, images_of_schedule, known_images, make_plan
+from mmcae.commands.plan import describe, images_of_schedule, known_images, make_plan, shown
 from mmcae.utils.configs.loading import load_config
 from mmcae.utils.errors import ConfigError
 
@@ -84,6 +84,22 @@ def test_remedies_are_changes_that_it_takes(repository, monkeypatch):
     assert planned(RECOMPUTE)[0]['largest_batch'] > whole['largest_batch']
     shared, text = planned(*SHARE.split())
     assert shared['largest_batch'] > whole['largest_batch'] and 'shared out over 4 GPUs' in text
+
+
+@pytest.mark.parametrize(
+    ('number', 'decimals', 'text'),
+    [
+        (1234.5, None, '1,234'),
+        (2.84, None, '2.8'),
+        (0.4, None, '0.4'),
+        (0.0612, 1, '0.06'),
+        (0.25, 2, '0.25'),
+        (0, 2, '0.00'),
+        (1e-9, 1, '0.000'),
+    ],
+)
+def test_small_figures_are_no_zeros(number, decimals, text):
+    assert shown(number, decimals) == text
 
 
 def test_length_of_the_schedule():
