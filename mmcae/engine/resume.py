@@ -1,5 +1,6 @@
 """From which checkpoint a run goes on: the newest one that is complete, whatever has happened to the others."""
 
+import json
 import os
 import zipfile
 import zlib
@@ -12,10 +13,11 @@ from ..checkpoints import damaged, read_checkpoint
 from ..checkpoints.pieces import FIRST, METADATA, TRAINING, first_piece, is_sharded, pieces_of
 from ..checkpoints.reading import read_sharded
 from ..utils.errors import CheckpointError, StorageError
-from ..utils.files import patiently
+from ..utils.files import patiently, write_file
 from .launch import is_first
 
 RECORD = 'last_checkpoint'  # mmengine's file in the work dir
+START = 'last_start.json'  # ours, beside it: see record_start
 
 
 def choose_checkpoint(cfg):
@@ -25,7 +27,7 @@ def choose_checkpoint(cfg):
         cfg (Config): With a work_dir. Its `load_from` is set, and `resume` to whether there is one.
 
     Raises:
-        CheckpointError: In all processes: it cannot be used, or see :func:`newest_checkpoint`.
+        CheckpointError: In all processes: it cannot be used, or see :func:`newest_of_last_run`.
     """
     cfg.load_from, passed_over = by_first_process(find_checkpoint, cfg)
     cfg.resume = cfg.load_from is not None
@@ -55,18 +57,74 @@ def find_checkpoint(cfg):
     """The checkpoint that a run goes on from, None where there is none yet, and what was passed over.
 
     Raises:
-        CheckpointError: It cannot be used, or see :func:`newest_checkpoint`.
+        CheckpointError: It cannot be used, or see :func:`newest_of_last_run`.
     """
     found, passed_over = cfg.get('load_from'), []
     if found is None:
         hook = cfg.get('default_hooks', {}).get('checkpoint') or {}
-        found, passed_over = newest_checkpoint(cfg.work_dir, hook.get('out_dir'), hook.get('backend_args'))
+        found, passed_over = newest_of_last_run(cfg.work_dir, hook.get('out_dir'), hook.get('backend_args'))
     elif '://' not in found:
         found = os.path.expanduser(found)
         check_resumable(found)
     if found is not None and '://' not in found:
         check_kind(found, cfg.get('strategy') if cfg.get('runner_type') == 'FlexibleRunner' else None)
     return found, passed_over
+
+
+def newest_of_last_run(work_dir, out_dir=None, backend_args=None):
+    """As :func:`newest_checkpoint`, of the last run that was started in a folder.
+
+    Raises:
+        CheckpointError: That run has left none, and those that are there are of an earlier one.
+    """
+    found, passed_over = newest_checkpoint(work_dir, out_dir, backend_args)
+    file = Path(work_dir, START)
+    if found is None or '://' in found or not file.exists():
+        return found, passed_over
+    start = json.loads(file.read_text())
+    begun_from = start['begun_from'] and os.path.join(work_dir, start['begun_from'])
+    if age_of(found) <= tuple(start['newest']) and not is_same(found, begun_from):
+        first, again = (f'from {begun_from}', f'by --resume {begun_from}') if begun_from else ('from the beginning', 'without --resume')
+        unusable = f' that can be used: {"; ".join(passed_over)}' if passed_over else ''
+        raise CheckpointError(
+            f'{found} is of an earlier run than the last one in {work_dir}, which began {first} and has left no checkpoint{unusable}. Go '
+            f'on from the earlier run by --resume {found}, or begin again {again}'
+        )
+    return found, passed_over
+
+
+def record_start(work_dir, folders, begun_from):
+    """Write down, at the start of a run, which checkpoints are of an earlier one: --resume must not take them for its own.
+
+    Args:
+        work_dir (str | Path): Of the run.
+        folders (Iterable[str | Path]): Local ones, where its checkpoints are.
+        begun_from (str | Path | None): The checkpoint that it goes on from.
+
+    Returns:
+        tuple[Path, float] | None: The newest that is there, and when it was written; None where there is none, or the run goes on from it.
+    """
+    aged, _ = with_ages(map(Path, folders))
+    age, newest = max(aged, default=(None, None))
+    file = Path(work_dir, START)
+    if newest is None or is_same(newest, begun_from):
+        file.unlink(missing_ok=True)
+        return None
+    write_file(file, json.dumps(dict(newest=age, begun_from=begun_from and portable(begun_from, work_dir))))
+    return newest, age[0]
+
+
+def is_same(path, other):
+    """Whether two paths, or None, lead to one checkpoint."""
+    return other is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
+def portable(path, work_dir):
+    """A path as files in a work dir name it: relative to that if it lies there, so that a copy of the folder has its own."""
+    if '://' in str(path):
+        return str(path)
+    relative = os.path.relpath(path, work_dir)
+    return os.path.abspath(path) if relative.startswith(os.pardir) else relative
 
 
 def newest_checkpoint(work_dir, out_dir=None, backend_args=None):
@@ -151,14 +209,7 @@ def newest_remote(work_dir, folder, recorded, backend_args):
 
 def newest_local(folders):
     """The newest whole checkpoint in some folders, None where there is none, and what is wrong with those that cannot be used."""
-    found, unusable = [], []
-    for path in sorted(path for folder in folders for path in folder.glob('*.pth')):
-        try:
-            age = age_of(path)
-        except CheckpointError as error:
-            unusable.append(str(error))
-        else:
-            found += [(age, path)] if age else []
+    found, unusable = with_ages(folders)
     for _, path in sorted(found, reverse=True):
         try:
             check_whole(path)
@@ -172,6 +223,19 @@ def newest_local(folders):
             f'{places} holds no checkpoint to resume from: {"; ".join(unusable)}. Copy an earlier one there, or move these away'
         )
     return None, []
+
+
+def with_ages(folders):
+    """The checkpoints in some folders from which a training could go on, each behind its age, and what is wrong with damaged ones."""
+    found, unusable = [], []
+    for path in sorted(path for folder in folders for path in folder.glob('*.pth')):
+        try:
+            age = age_of(path)
+        except CheckpointError as error:
+            unusable.append(str(error))
+        else:
+            found += [(age, path)] if age else []
+    return found, unusable
 
 
 def check_resumable(path):

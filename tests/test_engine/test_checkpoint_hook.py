@@ -254,7 +254,9 @@ def test_old_recovery_checkpoints_are_deleted_and_the_newest_is_recorded(runner,
     runner, hook = runner(EpochBasedTrainLoop), CheckpointHook(out_dir='store://runs' if remote else None)
     runner.save_checkpoint = lambda out_dir, name, **_: (folder / name).touch()
     runner.iter = 11
+    (tmp_path / 'last_checkpoint').write_text(f'store://runs/{tmp_path.name}/recovery_10.pth' if remote else 'recovery_10.pth')
     hook.before_train(runner)
+    assert (tmp_path / 'last_checkpoint').exists() is not remote  # it would lead from this run to an earlier one
     hook.signals.restore()
     hook.save_recovery(runner)
     assert sorted(path.name for path in folder.glob('recovery_*')) == ['recovery_10.pth', 'recovery_12.pth', 'recovery_notes.txt']

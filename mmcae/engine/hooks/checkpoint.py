@@ -25,7 +25,7 @@ from ...utils.wrappers import unwrapped
 from ..loops import ExactLoop, IterBasedTrainLoop
 from ..reader import make_plain
 from ..reconcile import reconcile
-from ..resume import RECORD, by_first_process, newest_checkpoint, outside
+from ..resume import RECORD, by_first_process, newest_of_last_run, outside, portable, record_start
 from ..stop_signals import STOPPING, StopSignals
 
 RECOVERY = 'recovery_{}.pth'
@@ -87,7 +87,7 @@ class CheckpointHook(MMEngineCheckpointHook):
     def before_run(self, runner):
         """With `resume=True` alone, have a Runner of mmengine's go on from the checkpoint that mmcae train would choose."""
         if runner._resume is True and runner._load_from is None and not runner._has_loaded:
-            find = (newest_checkpoint, runner.work_dir, self.out_dir, self.backend_args)
+            find = (newest_of_last_run, runner.work_dir, self.out_dir, self.backend_args)
             runner._load_from, passed_over = by_first_process(*find)
             for problem in passed_over:
                 runner.logger.warning(f'Not resumed from: {problem}')
@@ -96,6 +96,7 @@ class CheckpointHook(MMEngineCheckpointHook):
         super().before_train(runner)
         self.adopt_best(runner)
         self.adopt_newest(runner)
+        self.record_start(runner)
         self.recoveries = deque(self.earlier_recoveries(runner.iter))
         loop = runner.train_loop
         if isinstance(loop, EpochBasedTrainLoop) and not isinstance(loop, ExactLoop):
@@ -259,9 +260,23 @@ class CheckpointHook(MMEngineCheckpointHook):
         if path is None:
             file.unlink(missing_ok=True)  # mmengine's, of a checkpoint that is not there yet
             return
-        if '://' not in path:
-            path = os.path.relpath(path, runner.work_dir) if self.out_dir == runner.work_dir else os.path.abspath(path)
-        write_file(file, path)
+        write_file(file, portable(path, runner.work_dir))
+
+    @master_only
+    def record_start(self, runner):
+        """Have `--resume` tell this run from an earlier one in the same folder, also where this one has saved nothing yet."""
+        if '://' in str(self.out_dir):
+            self.write_record(runner)  # by which alone a newest checkpoint is found there
+            return
+        begun_from = runner._load_from if runner._resume else None
+        earlier = record_start(runner.work_dir, {runner.work_dir, self.out_dir}, begun_from)
+        if earlier:
+            newest, written = earlier
+            self.written = max(self.written, written)  # whatever the clock says, its own checkpoints are newer
+            runner.logger.warning(
+                f'{newest} and older checkpoints are of an earlier run: this one goes on from {begun_from or "the beginning"}, writes over '
+                'those of the same names, and --resume goes on from its own alone'
+            )
 
     @staticmethod
     def strategy_of(runner):
