@@ -199,7 +199,7 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
             what took longer is a process that was stopped meanwhile.
         Exception: Any other of the action's, at once.
     """
-    waited, wait = 0.0, 0.05
+    waited, wait, told = 0.0, 0.05, False
     while True:
         began = time.monotonic()
         try:
@@ -211,8 +211,9 @@ def patiently(action: Callable[[], Result], name: str | Path) -> Result:
             rest, what = patience() - waited, getattr(error, 'filename', None) or name
             if rest <= 0:
                 raise StorageError(f'{what} cannot be read: {cause(error)}, for {waited:.0f} s. {remedy(error, what)}') from error
-            if not waited:
+            if not told:
                 print_log(f'{what}: {cause(error)}; trying again for {rest:.0f} s', 'current', logging.WARNING)
+                told = True
         wait = min(wait, rest, LONGEST_WAIT)
         time.sleep(wait)
         waited, wait = waited + wait, 2 * wait

@@ -8,7 +8,9 @@ import asyncio
 import errno
 import os
 import posixpath
+import random
 import re
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -16,6 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from json import JSONDecodeError
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import quote, unquote_to_bytes
 from weakref import WeakValueDictionary
 
@@ -224,6 +227,8 @@ def _store(path):
         raise _failure(path, error) from error
     if '?' in str(path) and str(path).startswith(('ftp', 'sftp')):  # which fsspec takes for the end of the path, as on a web server
         place = '/' + str(path).split('/', 3)[3].rstrip('/')
+    if id(store) not in _opened:
+        separate_random_numbers()
     _opened[id(store)] = store
     try:
         yield store, place
@@ -248,6 +253,20 @@ def _store(path):
 # store, fsspec would close the connections, and the parent would hear no answer any more. So it keeps what it has inherited.
 _opened, _inherited = WeakValueDictionary(), []
 os.register_at_fork(before=lambda: _inherited.extend(_opened.values()), after_in_parent=_inherited.clear)
+
+
+# Packages that draw the waits before their own retries from Python's random numbers, in fsspec's thread.
+DRAWING = ('adlfs', 'aiobotocore', 'aiohttp', 'azure', 'botocore', 'gcsfs', 'google', 's3fs', 'urllib3')
+_numbers, _random = random.Random(), ModuleType('random')  # the module with numbers of its own
+vars(_random).update(vars(random), **{name: getattr(_numbers, name) for name in random.__all__ if hasattr(_numbers, name)})
+os.register_at_fork(after_in_child=_numbers.seed)
+
+
+def separate_random_numbers():
+    """Give such packages random numbers of their own: those of the process are seeded for each image, and must not depend on the store."""
+    for name, module in list(sys.modules.items()):
+        if name.partition('.')[0] in DRAWING and getattr(module, 'random', None) is random:
+            module.random = _random
 
 
 def _beneath(error):

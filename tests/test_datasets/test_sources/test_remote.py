@@ -1,7 +1,10 @@
 """Images in a store, read by fsspec from a real server (FTP), one that fails or stalls included."""
 
+import random
+import sys
 import threading
 import time
+from types import ModuleType
 
 import fsspec
 import numpy as np
@@ -160,3 +163,16 @@ def test_a_part_that_comes_short_is_asked_for_again(image_folder, tmp_path, monk
     monkeypatch.setattr(type(store), 'cat_file', lambda *arguments, **settings: b'cut')
     with pytest.raises(StorageError, match='shard-000000.tar.* cannot be read: EOFError: 3 of [0-9,]+ bytes have come'):
         reader.read(3)
+
+
+def test_packages_of_stores_draw_from_numbers_of_their_own(monkeypatch):
+    """Whatever else they need of the module random is there."""
+    for name in ('botocore.made_up', 'other.made_up'):
+        module = ModuleType(name)
+        module.random = random
+        monkeypatch.setitem(sys.modules, name, module)
+    remote.separate_random_numbers()
+    assert sys.modules['other.made_up'].random is random
+    theirs, state = sys.modules['botocore.made_up'].random, random.getstate()
+    assert 0 <= theirs.random() < 1 and theirs.choice('a') == 'a' and 0 <= theirs.SystemRandom().random() < 1
+    assert random.getstate() == state
