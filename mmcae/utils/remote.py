@@ -267,6 +267,9 @@ def separate_random_numbers():
     for name, module in list(sys.modules.items()):
         if name.partition('.')[0] in DRAWING and getattr(module, 'random', None) is random:
             module.random = _random
+    if standard := sys.modules.get('botocore.retries.standard'):  # which took the function when it was imported
+        wait = standard.ExponentialBackoff.__init__
+        wait.__defaults__ = tuple(_random.random if value is random.random else value for value in wait.__defaults__)
 
 
 def _beneath(error):

@@ -3,10 +3,12 @@
 import gc
 import http.server
 import os
+import random
 import re
 import threading
 import urllib.request
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -297,6 +299,18 @@ def test_parts_of_a_shard_that_lie_close_together_are_one_request(bucket, monkey
             made = [request for some in remote._requests.get().values() for request in some]
             assert [reader.read(i) for i in (5, *reversed(range(12)))] == [whole[5], *reversed(whole)]
         assert len(made) in count
+
+
+def test_waits_before_retries_are_no_random_numbers_of_an_image(bucket, stored):
+    """In each of botocore's ways to retry."""
+    assert read_file(f'{bucket}/packed/pack.json') == (stored / 'packed/pack.json').read_bytes()
+    from botocore.retries.standard import ExponentialBackoff
+    from botocore.retryhandler import delay_exponential
+
+    state = random.getstate()
+    assert delay_exponential('rand', 2, 3) != delay_exponential('rand', 2, 3)
+    assert ExponentialBackoff().delay_amount(SimpleNamespace(attempt_number=3)) > 0
+    assert random.getstate() == state
 
 
 def test_what_is_wrong_is_named_at_once(bucket, monkeypatch):
