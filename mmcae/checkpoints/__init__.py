@@ -11,7 +11,7 @@ official            the authors' pretraining                                    
 mmpretrain          CAE or BEiTViT of mmpretrain and mmselfsup                          `backbone.layers.`
 encoder             an encoder alone; ours, the authors', and timm's BEiT agree         `blocks.`
 mmpretrain-encoder  mmpretrain's backbone alone                                         `layers.`
-huggingface         ViT, DINOv2, DINOv3, BEiT of Hugging Face                           `embeddings.`
+huggingface         ViT, DINOv2, DINOv3, CLIP, SigLIP, BEiT of Hugging Face             `embeddings.`
 ==================  ==================================================================  =====================
 
 A plain ViT (MAE, DeiT, ... of mmpretrain, of timm or of MAE's authors) counts as `mmpretrain` or `encoder` and computes the same as CAEViT

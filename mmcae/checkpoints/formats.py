@@ -173,8 +173,7 @@ def write_timm(encoder: nn.Module, out: Path) -> list[str]:
 
 def write_hf(encoder: nn.Module, out: Path) -> list[str]:
     """A folder as Hugging Face's hub has it."""
-    write_hugging_face(out, encoder, timm_names(encoder))
-    return ["transformers.AutoModel.from_pretrained('{out}')", "transformers.AutoImageProcessor.from_pretrained('{out}')"]
+    return write_hugging_face(out, encoder, timm_names(encoder))
 
 
 def write_onnx(encoder: nn.Module, out: Path) -> list[str]:

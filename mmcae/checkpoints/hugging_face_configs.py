@@ -14,11 +14,14 @@ ACTIVATIONS = {'gelu': 'gelu', 'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'ge
 ACTIVATIONS |= {'silu': 'silu', 'swish': 'silu'}
 PIL_MODES = {0: 'nearest', 1: 'lanczos', 2: 'bilinear', 3: 'bicubic', 4: 'box', 5: 'hamming'}
 NUMBERS = dict(num_attention_heads=int, layer_norm_eps=(int, float), rope_theta=(int, float), image_size=(int, list))
+# Image towers, and what their classes have where config.json is silent, as released ones are.
+CLIP_TOWER = dict(model_type='clip_vision_model', layer_norm_eps=1e-5, hidden_act='quick_gelu')
+SIGLIP_TOWER = dict(model_type='siglip_vision_model', layer_norm_eps=1e-6, hidden_act='gelu_pytorch_tanh')
 HIDDEN = ('intermediate.dense.weight', 'mlp.fc1.weight', 'mlp.up_proj.weight')
 
 
 def checked_config(config: Mapping, state: Mapping, origin: str) -> dict:
-    """Hugging Face's config.json, with the epsilon that its ViT and BEiT have by default.
+    """Hugging Face's config.json, with the epsilon that its ViT and BEiT have by default; of CLIP and SigLIP what it tells of images.
 
     Args:
         config: Its content, empty where there is none.
@@ -28,6 +31,9 @@ def checked_config(config: Mapping, state: Mapping, origin: str) -> dict:
     Raises:
         CheckpointError: It has a value of another type, or is of another model than the tensors.
     """
+    tower = 'embeddings.patch_embedding.weight' in state
+    if tower:
+        config = config_of_tower(config, state)
     for name, kind in NUMBERS.items():
         value = config.get(name)
         if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
@@ -40,10 +46,10 @@ def checked_config(config: Mapping, state: Mapping, origin: str) -> dict:
     width, heads, size = tensors['hidden_size'], config.get('num_attention_heads'), config.get('image_size')
     if heads is not None and (heads < 1 or width % heads):
         raise CheckpointError(f'{origin}: config.json has num_attention_heads={heads}, which does not divide the width {width}')
-    table = state.get('embeddings.position_embeddings')
+    table = state['embeddings.position_embedding.weight'][None] if tower else state.get('embeddings.position_embeddings')
     if size is not None and table is not None:
         cells = math.prod(pixels // patch for pixels, patch in zip(to_2tuple(size), tensors['patch_size'], strict=True))
-        rows = cells + sum(f'embeddings.{name}_token' in state for name in ('cls', 'distillation'))
+        rows = cells + sum(f'embeddings.{name}' in state for name in ('cls_token', 'distillation_token', 'class_embedding'))
         if table.shape[1] != rows:
             raise CheckpointError(
                 f'{origin}: config.json has image_size={size!r}, whose positions are {rows}, and the tensors have {table.shape[1]}: it is '
@@ -53,9 +59,28 @@ def checked_config(config: Mapping, state: Mapping, origin: str) -> dict:
     return ({} if scaled else dict(layer_norm_eps=1e-12)) | dict(config)
 
 
+def config_of_tower(config: Mapping, state: Mapping) -> dict:
+    """The part of config.json that is of the image tower of CLIP or SigLIP, which a file of the whole model has under `vision_config`.
+
+    Args:
+        config: Its content, empty where there is none: the activation of CLIP is not known then, OpenAI's differs from that of others.
+        state: The tower's tensors.
+    """
+    clip = 'pre_layrnorm.weight' in state
+    whole = config.get('vision_config')
+    told = dict(whole) if isinstance(whole, Mapping) else dict(config)
+    told |= config.get('vision_config_dict') or {}  # early files of CLIP, where it has the last word
+    told['preprocessor'] = config.get('preprocessor')
+    unsaid = dict(num_attention_heads=12, image_size=224) if config else {}
+    defaults = (CLIP_TOWER if clip else SIGLIP_TOWER) | unsaid
+    if clip and not config:
+        del defaults['hidden_act']
+    return {**defaults, **told, 'model_type': defaults['model_type']}
+
+
 def told_by_tensors(state: Mapping) -> dict[str, Any]:
     """The values of config.json that the tensors tell as well."""
-    kernel = next(value for key, value in state.items() if key.startswith('embeddings.patch_embeddings.') and value.ndim == 4)
+    kernel = next(value for key, value in state.items() if key.startswith('embeddings.patch_embedding') and value.ndim == 4)
     width, channels, *patch = kernel.shape
     found = dict(hidden_size=width, num_channels=channels, patch_size=tuple(patch))
     found['num_hidden_layers'] = len({match[1] for match in map(HUGGING_FACE_LAYER.match, state) if match})
@@ -87,11 +112,15 @@ def by_hugging_face_config(config: Mapping, family: str, origin: str) -> dict:
         raise CheckpointError(
             f"{origin}: config.json has use_gated_mlp with hidden_act={activation!r}, and timm's gated MLPs have 'silu' alone"
         )
-    if activation not in (None, 'gelu') and not config.get('use_swiglu_ffn') and not config.get('use_gated_mlp'):
+    if (
+        activation not in (None, 'quick_gelu' if 'quickgelu' in family else 'gelu')
+        and not config.get('use_swiglu_ffn')
+        and not config.get('use_gated_mlp')
+    ):
         if activation not in ACTIVATIONS:
             raise CheckpointError(f'{origin}: config.json has hidden_act={activation!r}; known are {", ".join(ACTIVATIONS)}')
         arguments['act_layer'] = ACTIVATIONS[activation]
-    if eps is not None and eps != (1e-5 if 'dinov3' in family else 1e-6):
+    if eps is not None and eps != (1e-5 if 'dinov3' in family or '_clip_' in family else 1e-6):
         arguments['norm_layer'] = dict(type='LayerNorm', eps=eps)
     if 'dinov3' in family and config.get('rope_theta') not in (None, 100.0):
         arguments['rope_temperature'] = config['rope_theta']

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ ENCODERS = {
     ),
     'mmpretrain-encoder': (re.compile(r'(|.*\.)layers\.0\.attn\.qkv\.weight'), ('patch_embed.projection.weight',)),
     'huggingface': (
-        re.compile(r'(|.*\.)layers?\.0\.attention\.(?:attention\.query|q_proj)\.weight'),
-        ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight'),
+        re.compile(r'(|.*\.)layers?\.0\.(?:attention\.(?:attention\.query|q_proj)|self_attn\.q_proj)\.weight'),
+        ('embeddings.patch_embeddings.projection.weight', 'embeddings.patch_embeddings.weight', 'embeddings.patch_embedding.weight'),
     ),
 }
 TIMM_BACKBONE = 'backbone.vit.'  # TimmEncoder in a model of ours
@@ -54,12 +54,14 @@ class Place:
         prefix: Of the names in it.
         kind: Out of `KINDS`.
         state: The tensors by their names in the container, prefix and wrappers taken off.
+        beside: The container's other tensors, such as the text tower of CLIP.
     """
 
     path: str
     prefix: str
     kind: str
     state: StateDict = field(repr=False)
+    beside: StateDict = field(repr=False, default_factory=dict)
 
     def __str__(self):
         return '.'.join(part for part in (self.path, self.prefix.rstrip('.')) if part) or 'the names as they are'
@@ -146,7 +148,7 @@ def locate(source: str | Path | Mapping, prefix: str = '', kind: str | None = No
     places = {path: list(places_in(path, state)) for path, state in found.items()}
     chosen = next((places[path] for path in CONTAINERS if places.get(path)), [place for few in places.values() for place in few])
     if len(chosen) == 1:
-        return Place(chosen[0].path, prefix + chosen[0].prefix, chosen[0].kind, chosen[0].state)
+        return replace(chosen[0], prefix=prefix + chosen[0].prefix)
     if chosen:
         names = ', '.join(f"'{place}.'" for place in chosen)
         one = argument('prefix', f'{chosen[0]}.')
@@ -210,7 +212,8 @@ def places_in(path: str, state: StateDict) -> Iterator[Place]:
         yield Place(path, '', prefixes[''], state)
     else:
         for prefix, kind in prefixes.items():
-            yield Place(path, prefix, kind, {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+            inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            yield Place(path, prefix, kind, inside, {key: value for key, value in state.items() if not key.startswith(prefix)})
 
 
 def is_whole(state: Mapping, before: str, part: str) -> bool:

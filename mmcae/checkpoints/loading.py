@@ -131,6 +131,9 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
     if not weights.config and weights.described is None and weights.library == 'timm':
         notes.append(f'how its images were normalised is not told: mean {theirs.view.mean} and std {theirs.view.std} are taken')
     unused = len(weights.place.state) - len(state) if own else sum(key.startswith(HEADS) for key in weights.place.state)
+    if weights.place.beside:
+        unused += len(weights.place.beside)
+        notes.append(f'beside the encoder are {", ".join(sorted({key.split(".")[0] for key in weights.place.beside}))}')
     state = {VIT + key: value for key, value in state.items()}
     try:
         return load_strictly(

@@ -90,7 +90,18 @@ PARTS = {
     'official': ('encoder.', 'encoder_to_regresser', 'regresser.', 'decoder.', 'mask_token', 'rd_pos_embed'),
     'mmpretrain': ('backbone.', 'neck.'),
     'encoder': ENCODER_PARTS,
-    'huggingface': ('embeddings.', 'encoder.', 'layer.', 'layers.', 'model.', 'shared_position_bias.', 'layernorm.', 'norm.'),
+    'huggingface': (
+        'embeddings.',
+        'encoder.',
+        'layer.',
+        'layers.',
+        'model.',
+        'shared_position_bias.',
+        'layernorm.',
+        'norm.',
+        'pre_layrnorm.',
+        'post_layernorm.',
+    ),
     'mmpretrain-encoder': ('cls_token', 'dist_token', 'pos_embed', 'patch_embed.', 'pre_norm.', 'rel_pos_bias.', 'layers.', 'ln1.', 'ln2.'),
 }
 

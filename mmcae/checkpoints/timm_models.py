@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.utils import to_2tuple
 
 from ..utils.errors import CheckpointError, argument
-from .hugging_face_configs import by_hugging_face_config, pixels, preprocessor_view
+from .hugging_face_configs import CLIP_TOWER, SIGLIP_TOWER, by_hugging_face_config, pixels, preprocessor_view
 from .layouts import TIMM_HEADS
 from .reading import StateDict
 from .spec import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD, ViewSpec
@@ -22,25 +22,33 @@ SIZES = {
     'large': dict(embed_dim=1024, depth=24, num_heads=16),
     'giant': dict(embed_dim=1536, depth=40, num_heads=24),
     'huge': dict(embed_dim=1280, depth=32, num_heads=20),
+    'so400m': dict(embed_dim=1152, depth=27, num_heads=16),
 }
 # What the models of a family have unless an argument says otherwise.
 PLAIN = dict(patch_size=16, img_size=224, in_chans=3, mlp_ratio=4.0, class_token=True, reg_tokens=0, no_embed_class=False, init_values=None)
 PLAIN |= dict(qkv_bias=True, proj_bias=True, qk_norm=False, global_pool='token')
 DINOV2 = PLAIN | dict(patch_size=14, img_size=518, init_values=1e-5)
+SIGLIP = PLAIN | dict(class_token=False, global_pool='map')
+SO400M = SIGLIP | dict(patch_size=14, mlp_ratio=4304 / 1152)
 DINOV3 = dict(patch_size=16, img_size=256, in_chans=3, mlp_ratio=4.0, num_reg_tokens=4, qkv_bias=False)
 FAMILIES = {
     'vit_{}_patch16_224': PLAIN,
     'deit_{}_distilled_patch16_224': PLAIN,
     'vit_{}_patch14_dinov2': DINOV2,
     'vit_{}_patch14_reg4_dinov2': DINOV2 | dict(reg_tokens=4, no_embed_class=True),
+    'vit_{}_patch16_siglip_224': SIGLIP,
+    'vit_{}_patch14_siglip_224': SO400M,
     'vit_{}_patch16_dinov3': DINOV3,
     'vit_{}_plus_patch16_dinov3': DINOV3,
     'eva02_{}_patch14_224': dict(patch_size=14, img_size=224, in_chans=3, mlp_ratio=4 * 2 / 3, global_pool='avg'),
 }
+CLIP_SIZES = {14: 'large', 16: 'base', 32: 'base'}  # by the patch, of the models that OpenAI released
+FAMILIES |= {f'vit_{{}}_patch{patch}_clip_{act}224': PLAIN | dict(patch_size=patch) for patch in CLIP_SIZES for act in ('', 'quickgelu_')}
 # Heads by (width, depth) of all plain ViTs that timm and its users have released. Others are asked for: heads of 64, 72, 80, 88, 104 and
 # 128 channels are in use.
 RELEASED_HEADS = {**TIMM_HEADS, (256, 14): 4, (320, 14): 5, (384, 36): 6, (512, 12): 8, (512, 20): 8, (640, 12): 10, (832, 21): 13}
 RELEASED_HEADS |= {(896, 12): 14, (1152, 27): 16, (1536, 24): 24, (1664, 48): 16}
+SIGLIP_HEADS = {**RELEASED_HEADS, (1536, 40): 16}
 DINOV3_HEADS = {**TIMM_HEADS, (1280, 32): 20, (4096, 40): 32}
 META_HEAD_WIDTH = 64  # in the code of DINOv2 and DINOv3, for all but the largest
 PACKED = dict(mlp_layer='SwiGLUPacked', act_layer='silu')
@@ -94,14 +102,17 @@ def timm_model_of(
         return by_timm_config(config, origin, state)
     told = config.get('image_size')  # which a table is of; without one the encoder takes any
     wanted = (told or img_size) if 'pos_embed' in state else (img_size or told)
-    found, family, sizes = by_tensors(state, origin, to_2tuple(wanted) if wanted else None, layout)
-    if found['num_heads'] is None and layout != 'timm' and family != 'vit_{}_patch16_224' and found['embed_dim'] % META_HEAD_WIDTH == 0:
+    found, family, sizes = by_tensors(state, origin, to_2tuple(wanted) if wanted else None, layout, config)
+    known = layout != 'timm' and family != 'vit_{}_patch16_224' and 'siglip' not in family
+    if found['num_heads'] is None and known and found['embed_dim'] % META_HEAD_WIDTH == 0:
         found['num_heads'] = found['embed_dim'] // META_HEAD_WIDTH
     found['num_heads'] = num_heads or config.get('num_attention_heads') or found['num_heads']
     name, arguments = name_of_model(found, family, sizes)
     arguments |= by_hugging_face_config(config, family, origin)
     # All but timm's augreg ViTs have ImageNet's mean and deviation.
-    mean, std = (CLIP_MEAN, CLIP_STD) if family.startswith('eva02') else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (CLIP_MEAN, CLIP_STD) if 'eva02' in family or '_clip_' in family else (IMAGENET_MEAN, IMAGENET_STD)
+    if 'siglip' in family:
+        mean = std = (127.5,) * 3
     view = preprocessor_view(config.get('preprocessor') or {}, to_2tuple(found['img_size']), mean, std, origin)
     return TimmModel(dict(model_name=name, **arguments), view)
 
@@ -126,16 +137,20 @@ def by_timm_config(config: Mapping, origin: str, state: Mapping) -> TimmModel:
     return TimmModel(dict(model_name=name, **arguments), view)
 
 
-def by_tensors(state: StateDict, origin: str, img_size: tuple[int, int] | None, layout: str) -> tuple[dict, str, tuple[str, ...]]:
+def by_tensors(
+    state: StateDict, origin: str, img_size: tuple[int, int] | None, layout: str, config: Mapping
+) -> tuple[dict, str, tuple[str, ...]]:
     """All that the tensors tell: arguments of timm, the family out of `FAMILIES`, and the sizes of it that have these parts."""
     kernel = state.get('patch_embed.proj.weight')
     if kernel is None or kernel.ndim != 4:
         raise CheckpointError(f'{origin} has no whole encoder: patch_embed.proj.weight is missing')
     scaled = any(key.startswith('blocks.0.ls') for key in state)
     first, positions = 'blocks.0.norm1.', 'pos_embed' in state
+    kind = config.get('model_type') if layout == 'huggingface' else None
+    clip, siglip = (kind == tower['model_type'] for tower in (CLIP_TOWER, SIGLIP_TOWER))
     ambiguous = (
         ('learned rotary positions', 'rope.freqs' in state, 'vit_small_patch16_rope_mixed_224'),
-        ('a norm in front of its blocks, as CLIP has it', 'norm_pre.weight' in state, 'vit_base_patch16_clip_quickgelu_224'),
+        ('a norm in front of its blocks, as CLIP has it', 'norm_pre.weight' in state and not clip, 'vit_base_patch16_clip_quickgelu_224'),
         ('norms without biases', f'{first}weight' in state and f'{first}bias' not in state, 'aimv2_large_patch14_224'),
         ('parallel layers', f'{first}weight' not in state, 'vit_small_patch16_18x2_224'),
         ('no final norm', not {'norm.weight', 'fc_norm.weight'} & set(state), 'vit_base_patch16_radio_v3'),
@@ -207,10 +222,33 @@ def by_tensors(state: StateDict, origin: str, img_size: tuple[int, int] | None, 
     if distilled:
         del found['class_token'], found['reg_tokens'], found['no_embed_class']
         return found, 'deit_{}_distilled_patch16_224', ('tiny', 'small', 'base')
+    if clip:
+        return found, *family_of_clip(found, config, origin)
+    if siglip:
+        found |= dict(global_pool='map', num_heads=SIGLIP_HEADS.get((dim, depth)))
+        return found, *(('vit_{}_patch14_siglip_224', ('so400m',)) if dim == 1152 else ('vit_{}_patch16_siglip_224', ('base',)))
     if not scaled or found['patch_size'] != 14:
         return found, 'vit_{}_patch16_224', ('tiny', 'small', 'base', 'large')
     family = 'vit_{}_patch14_reg4_dinov2' if registers else 'vit_{}_patch14_dinov2'
     return found, family, ('giant',) if gated else ('small', 'base', 'large')
+
+
+def family_of_clip(found: Mapping, config: Mapping, origin: str) -> tuple[str, tuple[str, ...]]:
+    """The family of an image tower of CLIP, which OpenAI's activation tells from that of others, and its sizes.
+
+    Raises:
+        CheckpointError: The activation is not known.
+    """
+    activation = config.get('hidden_act')
+    patch = found['patch_size'] if found['patch_size'] in CLIP_SIZES else 16
+    own = f'vit_{{}}_patch{patch}_clip_quickgelu_224'
+    if activation is None:
+        named = argument('model_name', own.format(CLIP_SIZES[patch]))
+        raise CheckpointError(
+            f'{origin} is a CLIP without the config.json that tells its activation: put that beside it, or name the model of timm, for one '
+            f"of OpenAI's by {named}"
+        )
+    return own if activation == 'quick_gelu' else own.replace('quickgelu_', ''), (CLIP_SIZES[patch],)
 
 
 def name_of_model(found: Mapping, family: str, sizes: tuple[str, ...]) -> tuple[str, dict]:

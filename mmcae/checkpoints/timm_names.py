@@ -12,8 +12,8 @@ VIT = 'vit.'  # the part of TimmEncoder that is timm's model
 # What stands behind the tokens of an encoder, and what only a pretraining of theirs uses.
 HEADS = ('head.', 'head_dist.', 'attn_pool.', 'pre_logits.', 'classifier.', 'pooler.', 'local_cls_norm.', 'mask_token')
 HEADS += ('embeddings.mask_token', 'decoder', 'dino_head.', 'ibot_head.', 'projector', 'predictor', 'prototypes')
-# Recomputed: tables of rotary positions, and the mask of Meta's fused bias.
-BUFFERS = re.compile(r'(rope_embed\.periods|.*\.qkv\.bias_mask|rope\.(?!freqs).*|.*rope_embeddings\..*)$')
+# Recomputed: tables of rotary positions, the numbers of CLIP's positions, and the mask of Meta's fused bias.
+BUFFERS = re.compile(r'(rope_embed\.periods|embeddings\.position_ids|.*\.qkv\.bias_mask|rope\.(?!freqs).*|.*rope_embeddings\..*)$')
 CHUNK = re.compile(r'^blocks\.\d+\.(\d+)\.')  # DINOv2's training keeps its blocks in chunks
 
 DINOV3 = (
@@ -30,6 +30,11 @@ HUGGING_FACE = (
     ('embeddings.register_tokens', 'reg_token'),
     ('embeddings.patch_embeddings.projection.', 'patch_embed.proj.'),
     ('embeddings.patch_embeddings.', 'patch_embed.proj.'),
+    ('embeddings.class_embedding', 'cls_token'),
+    ('embeddings.position_embedding.weight', 'pos_embed'),
+    ('embeddings.patch_embedding.', 'patch_embed.proj.'),
+    ('pre_layrnorm.', 'norm_pre.'),
+    ('post_layernorm.', 'norm.'),
     ('layernorm.', 'norm.'),
     ('norm.', 'norm.'),
     ('encoder.relative_position_bias.relative_position_bias_table', 'rel_pos_bias.relative_position_bias_table'),
@@ -40,6 +45,9 @@ HUGGING_FACE_BLOCK = (
     ('relative_position_bias.relative_position_bias_table', 'attn.relative_position_bias_table'),
     ('attention.output.dense.', 'attn.proj.'),
     ('attention.o_proj.', 'attn.proj.'),
+    ('self_attn.out_proj.', 'attn.proj.'),
+    ('layer_norm1.', 'norm1.'),
+    ('layer_norm2.', 'norm2.'),
     ('layernorm_before.', 'norm1.'),
     ('layernorm_after.', 'norm2.'),
     ('norm1.', 'norm1.'),
@@ -57,12 +65,12 @@ HUGGING_FACE_BLOCK = (
 )
 # In the files that transformers writes, and in the state dicts of its models since version 5.
 HUGGING_FACE_LAYER = re.compile(r'^(?:(?:encoder|model)\.)?layers?\.(\d+)\.')
-QUERY_KEY_VALUE = re.compile(r'attention\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(weight|bias)$')
+QUERY_KEY_VALUE = re.compile(r'(?:attention|self_attn)\.(?:attention\.)?(query|key|value|q_proj|k_proj|v_proj)\.(weight|bias)$')
 
 
 def layout_of(state: Mapping) -> str:
     """Whose names the tensors of a plain ViT have: 'timm', 'dinov2' or 'dinov3' (Meta's), or 'huggingface'."""
-    if any(key.startswith('embeddings.patch_embeddings.') for key in state):
+    if any(key.startswith('embeddings.patch_embedding') for key in state):
         return 'huggingface'
     if is_dinov3(state):
         return 'dinov3'
@@ -147,9 +155,14 @@ def state_without(state: Mapping, *names: str) -> StateDict:
 
 
 def from_hugging_face(state: Mapping) -> StateDict:
-    """Hugging Face's ViT, DINOv2 and DINOv3 under timm's names; their BEiT under timm's BEiT's, which are CAE's too."""
+    """Hugging Face's ViT, DINOv2, DINOv3, CLIP and SigLIP under timm's names; their BEiT under timm's BEiT's, which are CAE's too."""
     gated = any('.mlp.gate_proj.' in key for key in state)
     dinov3 = is_dinov3(state)
+    kernel = state.get('embeddings.patch_embedding.weight')
+    if kernel is not None and kernel.ndim != 4:
+        raise CheckpointError(
+            'This is SigLIP 2 for images of any shape (NaFlex), which timm has as no plain ViT: take one of a fixed resolution'
+        )
     renamed, parts = {}, {}
     for key, value in state.items():
         layer = HUGGING_FACE_LAYER.match(key)
@@ -166,8 +179,13 @@ def from_hugging_face(state: Mapping) -> StateDict:
         table = (*table, ('mlp.up_proj.', 'mlp.fc1_x.' if gated else 'mlp.fc1.'))
         ours = next((ours + rest.removeprefix(theirs) for theirs, ours in table if rest.startswith(theirs)), None)
         if ours is None:
-            raise CheckpointError(f"The key {key!r} belongs to no part of Hugging Face's ViT, DINOv2, DINOv3 or BEiT that is known here")
+            raise CheckpointError(
+                f"The key {key!r} belongs to no part of Hugging Face's ViT, DINOv2, DINOv3, CLIP, SigLIP or BEiT that is known here"
+            )
         renamed[block + ours] = value
+    for name in ('cls_token', 'pos_embed'):  # CLIP's have no dimension for the batch
+        if name in renamed:
+            renamed[name] = renamed[name].reshape(1, -1, renamed[name].shape[-1])
     for block in {block for block, _, _ in parts}:
         weights = [parts[block, 'weight', letter] for letter in 'qkv']
         biases = {letter: parts.get((block, 'bias', letter)) for letter in 'qkv'}

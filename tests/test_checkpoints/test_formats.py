@@ -35,6 +35,7 @@ ENCODERS = {
     'dinov3 gated': lambda: TimmEncoder('vit_small_plus_patch16_dinov3_qkvb', **SMALL, img_size=64),
     'eva02': lambda: TimmEncoder('eva02_small_patch14_224', **SMALL, img_size=56, global_pool='token'),
     'clip': lambda: TimmEncoder('vit_base_patch16_clip_quickgelu_224', **SMALL, img_size=64),
+    'clip with gelu': lambda: TimmEncoder('vit_base_patch32_clip_224', **SMALL, img_size=64, qkv_bias=False),
     'dinov3 without registers': lambda: TimmEncoder('vit_small_patch16_dinov3_qkvb', **SMALL, img_size=64, num_reg_tokens=0),
     'deit': lambda: TimmEncoder('deit_small_distilled_patch16_224', **SMALL, img_size=64),
     'no square': lambda: TimmEncoder('vit_small_patch16_224', **SMALL, img_size=(64, 96)),
@@ -45,7 +46,8 @@ ENCODERS = {
 }
 NOT_IN_TRANSFORMERS = {
     'eva02': 'a table of positions beside rotary ones',
-    'clip': 'a norm in front of its blocks',
+    'clip with layer scale': 'layer scale and 5 tokens in front',
+    'clip for no square': 'positions for images that are no square',
     'norms behind': "timm's EvaBlockPostNorms",
     'parallel': "timm's ParallelThingsBlock",
     'dinov2 for no square': 'positions for images that are no square',
@@ -54,6 +56,8 @@ REFUSED = {  # by some
     'cae without norm': lambda: CAEViT(dict(embed_dims=32, num_layers=2, num_heads=2), img_size=64, final_norm=False),
     'another eps': lambda: CAEViT(dict(embed_dims=768, num_layers=12, num_heads=12), norm_eps=1e-12),
     'dinov2 for no square': lambda: TimmEncoder('vit_small_patch14_dinov2', **SMALL, img_size=(56, 84)),
+    'clip with layer scale': lambda: TimmEncoder('vit_base_patch16_clip_224', **SMALL, img_size=64, init_values=0.1, reg_tokens=4),
+    'clip for no square': lambda: TimmEncoder('vit_base_patch16_clip_224', **SMALL, img_size=(64, 96)),
     'no norm': lambda: TimmEncoder('vit_base_patch16_radio_v3', **SMALL, img_size=64),
 }
 
@@ -116,11 +120,18 @@ def test_what_timm_cannot_express(tmp_path):
 # ---------------------------------------------------------------- Hugging Face
 
 
-@pytest.mark.parametrize('name', ['vit', 'dinov2', 'dinov2-swiglu', 'dinov2-registers', 'dinov3', 'dinov3-gated', 'beit'])
+BESIDE = ('text_model.', 'text_projection.', 'visual_projection.', 'logit_')  # the image tower of a whole CLIP
+
+
+@pytest.mark.parametrize('name', [folder.name for folder in sorted(FOLDERS.glob('*/'))])
 def test_back_into_hugging_faces_layout(name, tmp_path):
     """What came from transformers goes back with the same names and values, and a config that says the same of the model."""
     export_encoder(load_encoder(FOLDERS / name), tmp_path / 'out', 'hf')
     theirs, ours = load_file(FOLDERS / name / 'model.safetensors'), load_file(tmp_path / 'out/model.safetensors')
+    if name.startswith(('clip', 'siglip')):
+        ours = {key.removeprefix('vision_model.'): value for key, value in ours.items()}
+        theirs = {key.removeprefix('vision_model.'): value for key, value in theirs.items() if not key.startswith(BESIDE)}
+        theirs = {key: value for key, value in theirs.items() if not key.startswith('head.')}
     added = {'embeddings.position_embeddings'} if name == 'beit' else set()
     assert set(ours) - added == set(theirs)
     for key, value in theirs.items():
@@ -131,7 +142,16 @@ def test_back_into_hugging_faces_layout(name, tmp_path):
         else:
             assert torch.equal(ours[key], value), key
     config, wanted = (json.loads((folder / 'config.json').read_text()) for folder in (tmp_path / 'out', FOLDERS / name))
-    free = {'pos_embed_rescale', 'layerscale_value', 'layer_scale_init_value', 'use_absolute_position_embeddings', 'dtype'}
+    if 'vision_config' in wanted:
+        wanted = wanted['vision_config'] | dict(architectures=config['architectures'])
+    free = {
+        'vision_use_head',
+        'pos_embed_rescale',
+        'layerscale_value',
+        'layer_scale_init_value',
+        'use_absolute_position_embeddings',
+        'dtype',
+    }
     assert {key: value for key, value in config.items() if key not in free} == {key: wanted[key] for key in config if key not in free}
     expected = load_file(FOLDERS / name / 'expected.safetensors')
     close(load_encoder(tmp_path / 'out').encode(expected['image']), expected['tokens'])
@@ -155,7 +175,10 @@ for folder in sorted(Path(sys.argv[1]).glob('*/')):
     model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), (folder, info)
     with torch.no_grad():
-        torch.testing.assert_close(model.eval()(expected['images']).last_hidden_state, expected['tokens'], rtol=1e-5, atol=1e-5)
+        tokens = model.eval()(expected['images']).last_hidden_state
+        if model.config.model_type == 'clip_vision_model':
+            tokens = getattr(model, 'vision_model', model).post_layernorm(tokens)
+        torch.testing.assert_close(tokens, expected['tokens'], rtol=1e-5, atol=1e-5)
     height, width = expected['images'].shape[-2:]
     processor, white = AutoImageProcessor.from_pretrained(folder), torch.full((3, 90, 90), 255, dtype=torch.uint8)
     pixels = processor(white, return_tensors='pt')['pixel_values']

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mmcae.apis import load_encoder
-from mmcae.checkpoints import read_weights
-from mmcae.checkpoints.spec import CLIP_MEAN
+from mmcae.checkpoints import load_encoder_weights, read_weights
+from mmcae.checkpoints.spec import CLIP_MEAN, CLIP_STD
 from mmcae.models import CAEViT, TimmEncoder
 from mmcae.utils.errors import CheckpointError, ConfigError
 
@@ -184,6 +184,104 @@ def test_hugging_face(name):
         assert encoder.spec.origin.library == 'huggingface' and encoder.spec.num_heads == 2
 
 
+@pytest.mark.parametrize(
+    ('name', 'wanted', 'activation', 'mean', 'std'),
+    [
+        ('clip', 'vit_base_patch16_clip_quickgelu_224', 'QuickGELU', CLIP_MEAN, CLIP_STD),
+        ('clip-vision', 'vit_base_patch16_clip_224', 'GELU', CLIP_MEAN, CLIP_STD),
+        ('siglip', 'vit_base_patch16_siglip_224', 'GELUTanh', (127.5,) * 3, (127.5,) * 3),
+        ('siglip-vision', 'vit_base_patch16_siglip_224', 'GELUTanh', (127.5,) * 3, (127.5,) * 3),
+    ],
+)
+@torch.no_grad()
+def test_image_towers_of_hugging_face(name, wanted, activation, mean, std):
+    """CLIP's and SigLIP's, alone or in a file with the tower for texts, which the report names."""
+    expected = load_file(FOLDERS / name / 'expected.safetensors')
+    for source in (FOLDERS / name, FOLDERS / name / 'model.safetensors'):
+        encoder = load_encoder(source)
+        torch.testing.assert_close(encoder.encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+        spec = encoder.spec
+        assert (encoder.model_name, type(encoder.blocks[0].mlp.act).__name__) == (wanted, activation)
+        assert (spec.view.mean, spec.view.std) == (mean, std)
+        assert (spec.origin.library, spec.num_heads, spec.img_size, encoder.has_cls) == ('huggingface', 2, (32, 32), 'sig' not in name)
+    beside = dict(clip='logit_scale, text_model, text_projection, visual_projection', siglip='logit_bias, logit_scale, text_model').get(
+        name
+    )
+    report = load_encoder_weights(encoder, FOLDERS / name)
+    assert ('; beside the encoder are ' in report) == bool(beside) and (beside or '') in report, report
+
+
+@torch.no_grad()
+def test_early_files_of_clip(tmp_path):
+    """Numbers of positions are stored, the tower alone has the prefix too, and config.json is silent where the class has a default."""
+    expected, state = load_file(FOLDERS / 'clip/expected.safetensors'), load_file(FOLDERS / 'clip/model.safetensors')
+    state = {key: value for key, value in state.items() if key.startswith('vision_model.')}
+    save_file(state | {'vision_model.embeddings.position_ids': torch.arange(5)[None]}, tmp_path / 'model.safetensors')
+    sizes = dict(num_attention_heads=2, image_size=32, patch_size=16)
+    for config in (dict(sizes, model_type='clip_vision_model'), dict(vision_config_dict=sizes), dict(vision_config=sizes)):
+        (tmp_path / 'config.json').write_text(json.dumps(config))
+        encoder = load_encoder(tmp_path)
+        assert encoder.model_name == 'vit_base_patch16_clip_quickgelu_224'
+        torch.testing.assert_close(encoder.encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+    view = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3, size=64, crop_size=32, do_center_crop=True, resample=3)
+    (tmp_path / 'preprocessor_config.json').write_text(json.dumps(view))
+    view = load_encoder(tmp_path).spec.view
+    assert (view.mean, view.std, view.crop_pct, view.interpolation) == ((127.5,) * 3, (63.75,) * 3, 0.5, 'bicubic')
+    (tmp_path / 'config.json').write_text(json.dumps(dict(vision_config=sizes | dict(image_size=64))))
+    with pytest.raises(CheckpointError, match='image_size=64, whose positions are 17, and the tensors have 5'):
+        load_encoder(tmp_path)
+
+
+@torch.no_grad()
+def test_towers_without_their_config():
+    """CLIP's activation is asked for; SigLIP has one alone."""
+    for name in ('clip', 'siglip'):
+        expected, state = load_file(FOLDERS / name / 'expected.safetensors'), load_file(FOLDERS / name / 'model.safetensors')
+        given = dict(num_heads=2)
+        if name == 'clip':
+            with pytest.raises(
+                CheckpointError, match="without the config.json .* one of OpenAI's by .*vit_base_patch16_clip_quickgelu_224"
+            ):
+                load_encoder(dict(state), **given)
+            model = 'vit_base_patch16_clip_quickgelu_224'
+            given |= dict(model_name=model, embed_dim=16, depth=2, mlp_ratio=2.0, img_size=32)
+        torch.testing.assert_close(load_encoder(dict(state), **given).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match='does not tell the number of heads'):
+        load_encoder(dict(state))
+
+
+def test_parts_that_no_tower_has():
+    state = load_file(FOLDERS / 'siglip-vision/model.safetensors')
+    with pytest.raises(
+        CheckpointError, match="given state dict: The key 'embeddings.more' belongs to no part of Hugging Face's ViT, .*SigLIP"
+    ):
+        load_encoder({**state, 'embeddings.more': torch.zeros(2)}, num_heads=2)
+    with pytest.raises(CheckpointError, match='given state dict: This is SigLIP 2 for images of any shape'):
+        load_encoder({**state, 'embeddings.patch_embedding.weight': torch.zeros(16, 768)}, num_heads=2)
+    del state['encoder.layers.1.mlp.fc1.bias']
+    with pytest.raises(CheckpointError, match='1 missing: vit.blocks.1.mlp.fc1.bias'):
+        load_encoder(state, num_heads=2)
+
+
+def test_names_of_released_towers():
+    """Those of timm where it has the same; SigLIP's largest has heads of 96 channels."""
+    from mmcae.checkpoints.timm_models import timm_model_of
+
+    clip, siglip = (dict(model_type=f'{kind}_vision_model') for kind in ('clip', 'siglip'))
+    with torch.device('meta'):
+        for name, config, changes in (
+            ('vit_base_patch16_clip_quickgelu_224', dict(clip, hidden_act='quick_gelu'), {}),
+            ('vit_base_patch32_clip_224', dict(clip, hidden_act='gelu'), {}),
+            ('vit_large_patch14_clip_quickgelu_224', dict(clip, hidden_act='quick_gelu'), {}),
+            ('vit_so400m_patch14_siglip_224', dict(siglip, hidden_act='gelu_pytorch_tanh'), dict(act_layer='gelu_tanh')),
+            ('vit_base_patch16_siglip_224', dict(siglip, hidden_act='gelu_pytorch_tanh'), dict(act_layer='gelu_tanh')),
+        ):
+            state = TimmEncoder(name).vit.state_dict()
+            assert timm_model_of(state, config, 'x', layout='huggingface').arguments == dict(model_name=name, **changes)
+        state = TimmEncoder('vit_giantopt_patch16_siglip_256', depth=40).vit.state_dict()
+        assert timm_model_of(state, siglip, 'x', layout='huggingface').arguments['num_heads'] == 16
+
+
 # Their names in the state dicts of transformers 5, which are not those that it writes to files.
 SINCE_VERSION_5 = (
     ('attention.attention.relative_position_bias.', 'relative_position_bias.'),
@@ -223,7 +321,7 @@ def test_state_dicts_of_transformers_5(tmp_path, name, prefix):
     torch.testing.assert_close(load_encoder(tmp_path).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['vit', 'dinov2-registers', 'dinov3', 'beit'])
+@pytest.mark.parametrize('name', ['vit', 'dinov2-registers', 'dinov3', 'beit', 'clip', 'siglip'])
 @torch.no_grad()
 def test_half_precision_is_not_rounded_again(tmp_path, name):
     shutil.copy(FOLDERS / name / 'config.json', tmp_path)
