@@ -6,26 +6,24 @@ from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
 from mmengine.utils import to_2tuple
 from torch import Tensor, nn
 
 from ...checkpoints import StateDict, load_encoder_weights, load_state, load_strictly, read_weights
-from ...checkpoints.modules import read_module
-from ...checkpoints.spec import CLIP_MEAN, CLIP_STD, IMAGENET_MEAN, IMAGENET_STD
+from ...checkpoints.spec import IMAGENET_MEAN, IMAGENET_STD
 from ...registry import MODELS
 from ...utils.errors import CheckpointError, ConfigError, nearest
-
-CLIP_MODEL = 'vit_base_patch16_clip_quickgelu_224'  # timm's ViT with CLIP's parts; the sizes are those of the checkpoint
-CLIP_HEAD_WIDTH = 64
+from ..encoders.timm_encoder import layer_of
+from .clip import random_tower, read_tower
 
 
 def build_teacher(model: dict | None, checkpoint: str | Path | None, projected: bool, layers: int) -> 'FrozenEncoder':
     """A frozen encoder with its weights.
 
     Args:
-        model: `dict(type='clip')`: OpenAI's CLIP, in the sizes of the checkpoint, which may be the released archive itself;
-            `num_heads` where heads are not 64 wide, `img_size` for another size than 224, to which the position table is resized.
+        model: `dict(type='clip')`: CLIP in the sizes of the checkpoint, which may be OpenAI's released archive, or Hugging Face's folder or
+            file; `num_heads` where heads are not 64 wide and no config.json tells, `img_size` for another size than the checkpoint's, to
+            which the position table is resized.
             `dict(type='timm', model_name=...)`: any model of timm, with arguments of `timm.create_model`. A backbone in our or mmpretrain's
             registry: `dict(type='mmcae.CAEViT', ...)`, `dict(type='mmpretrain.ResNet', depth=50)`; others than ours have to give a map.
             None: the encoder that the checkpoint describes.
@@ -146,23 +144,22 @@ class TimmTeacher(FrozenEncoder):
 
 
 class ClipEncoder(TimmTeacher):
-    """The image tower of OpenAI's CLIP (arXiv 2103.00020), whose head is the projection into the space of images and texts."""
+    """The image tower of CLIP (arXiv 2103.00020), whose head is the projection into the space of images and texts."""
 
     def __init__(self, settings: dict, checkpoint: str | Path | None, projected: bool, layers: int):
-        self.state = None if checkpoint is None else clip_state(checkpoint)
-        settings = (clip_sizes(self.state) if self.state else dict(embed_dim=768, patch_size=16, num_classes=512)) | settings
-        super().__init__(dict(settings, model_name=CLIP_MODEL), None, projected=True, layers=layers)
-        self.projected = projected
-        if self.state is not None:
+        tower = random_tower() if checkpoint is None else read_tower(checkpoint)
+        settings = {**tower.arguments, **settings, 'model_name': tower.arguments['model_name']}
+        has_head = settings['num_classes'] > 0
+        if projected and not has_head:
+            raise CheckpointError(
+                f'projected=True, but {checkpoint} has no visual_projection, as a CLIPVisionModel: give the file of a CLIPModel or a '
+                'CLIPVisionModelWithProjection, or projected=False'
+            )
+        super().__init__({name: layer_of(value, name) for name, value in settings.items()}, None, has_head, layers)
+        self.projected, self.mean, self.std = projected, tower.mean, tower.std
+        if checkpoint is not None:
             grid = tuple(size // patch for size, patch in zip(self.img_size, self.downsample, strict=True))
-            self.state['visual.positional_embedding'] = resize_clip_positions(self.state['visual.positional_embedding'], grid)
-            load_timm(self.model, self.state, checkpoint, keep_head=True)
-        del self.state
-
-    def describe(self):
-        """As for models of timm, with CLIP's statistics to all their digits."""
-        super().describe()
-        self.mean, self.std = CLIP_MEAN, CLIP_STD
+            load_timm(self.model, tower.on_grid(grid), checkpoint, keep_head=has_head)
 
 
 class OwnEncoder(FrozenEncoder):
@@ -218,49 +215,6 @@ class MapBackbone(FrozenEncoder):
     def forward(self, images: Tensor) -> Tensor:
         """See :class:`FrozenEncoder`."""
         return self.map_of(images).flatten(2).transpose(1, 2)
-
-
-# ---------------------------------------------------------------- CLIP's files
-
-
-def clip_state(checkpoint: str | Path) -> StateDict:
-    """The image tower in OpenAI's archive, which is not run, or in a state dict of CLIP: names `visual.*`.
-
-    Raises:
-        CheckpointError: There is no such tower.
-    """
-    try:
-        state = read_module(checkpoint)
-    except CheckpointError:
-        state = load_state(checkpoint)
-    state = {key: value.float() for key, value in state.items() if key.startswith('visual.')}
-    if 'visual.proj' not in state or 'visual.class_embedding' not in state:
-        raise CheckpointError(f"{checkpoint} holds no image tower of OpenAI's CLIP with a ViT: it has no visual.proj")
-    return state
-
-
-def clip_sizes(state: Mapping[str, Tensor]) -> dict:
-    """What the tensors of a CLIP image tower tell of its sizes, as arguments of timm's ViT."""
-    width, _, patch, _ = state['visual.conv1.weight'].shape
-    side = int((len(state['visual.positional_embedding']) - 1) ** 0.5)
-    return dict(
-        embed_dim=width,
-        depth=len({key.split('.')[3] for key in state if key.startswith('visual.transformer.resblocks.')}),
-        num_heads=max(1, width // CLIP_HEAD_WIDTH),
-        patch_size=patch,
-        img_size=side * patch,
-        num_classes=state['visual.proj'].shape[1],
-    )
-
-
-def resize_clip_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The position table (1 + n, C) of a square grid for another one, bilinear as the authors of CAE v2 resize it (timm: bicubic)."""
-    side = int((len(table) - 1) ** 0.5)
-    if (side, side) == tuple(grid):
-        return table
-    maps = table[1:].T.reshape(1, -1, side, side)
-    maps = F.interpolate(maps, size=grid, mode='bilinear', align_corners=False)
-    return torch.cat((table[:1], maps.flatten(2)[0].T))
 
 
 # ---------------------------------------------------------------- weights

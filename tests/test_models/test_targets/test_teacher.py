@@ -1,6 +1,9 @@
 """Frozen encoders as targets: those of timm, CLIP, mmpretrain and our own, from local files alone."""
 
+import json
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import timm
@@ -9,11 +12,12 @@ import torch.nn.functional as F
 from mmpretrain.models import ResNet, SelfSupDataPreprocessor, VisionTransformer
 from mmpretrain.structures import DataSample
 from reference import golden
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mmcae.models import CAE, CAEViT, Teacher, ViewPreprocessor
 from mmcae.utils.errors import CheckpointError, ConfigError, DataError
 
+FOLDERS = Path(__file__).parents[2] / 'reference/huggingface'
 VIT = dict(patch_size=8, embed_dim=24, depth=3, num_heads=2)
 SIZE = (32, 48)
 OWN = dict(type='mmcae.CAEViT', arch=dict(embed_dims=20, num_layers=2, num_heads=2), img_size=64)
@@ -149,6 +153,69 @@ def test_clip_in_a_released_archive_is_read_not_run(tmp_path):
     plain = Teacher(model, tmp_path / 'clip.pth')
     close(plain.tokens(image) @ tower['state_dict']['visual.proj'].float(), expected)
     assert plain.num_outputs == tower['config']['width']
+
+
+def in_hugging_faces_names(state):
+    """A tower of OpenAI's as transformers' CLIPVisionModelWithProjection has it."""
+    names = {'class_embedding': 'embeddings.class_embedding', 'positional_embedding': 'embeddings.position_embedding.weight'}
+    names |= {'conv1.': 'embeddings.patch_embedding.', 'ln_pre.': 'pre_layrnorm.', 'ln_post.': 'post_layernorm.'}
+    names |= {'transformer.resblocks.': 'encoder.layers.', 'ln_': 'layer_norm', 'c_fc': 'fc1', 'c_proj': 'fc2', '.attn.': '.self_attn.'}
+    renamed = {}
+    for key, value in state.items():
+        key = key.removeprefix('visual.')
+        for openai, theirs in names.items():
+            key = key.replace(openai, theirs)
+        if 'in_proj_' in key:
+            for letter, part in zip('qkv', value.chunk(3), strict=True):
+                renamed[f'vision_model.{key.replace("in_proj_", f"{letter}_proj.")}'] = part.clone()
+        elif key == 'proj':
+            renamed['visual_projection.weight'] = value.T.contiguous()
+        else:
+            renamed[f'vision_model.{key}'] = value
+    return renamed
+
+
+@pytest.mark.parametrize('layers', [1, 2])
+def test_clip_in_hugging_faces_folder(tmp_path, layers):
+    """Equal to the same weights as OpenAI has them, also where positions are resized; and to transformers."""
+    tower = golden.load('clip')
+    state, sizes = {key: value.float() for key, value in tower['state_dict'].items()}, tower['config']
+    torch.save(state, tmp_path / 'clip.pth')
+    save_file(in_hugging_faces_names(state), tmp_path / 'model.safetensors')
+    config = dict(num_attention_heads=sizes['heads'], image_size=48, patch_size=16)
+    (tmp_path / 'config.json').write_text(json.dumps(dict(model_type='clip', vision_config=config)))
+    for size, projected in ((48, True), (48, False), (64, True)):
+        settings, image = dict(projected=projected, layers=layers), torch.randn(2, 3, size, size)
+        expected = Teacher(dict(type='clip', num_heads=sizes['heads'], img_size=size), tmp_path / 'clip.pth', **settings)
+        for source in (tmp_path, tmp_path / 'model.safetensors'):
+            teacher = Teacher(dict(type='clip', img_size=size), source, **settings)
+            torch.testing.assert_close(teacher.tokens(image), expected.tokens(image), rtol=0, atol=1e-6)
+            assert (teacher.mean, teacher.std, teacher.num_outputs) == (expected.mean, expected.std, expected.num_outputs)
+
+
+def test_towers_that_transformers_has_written(tmp_path):
+    """CLIP with its projection, one without and with another activation, epsilon and view, and SigLIP, an encoder that describes itself."""
+    folder, reference = FOLDERS / 'clip', load_file(FOLDERS / 'clip/expected.safetensors')
+    for projected, name in ((True, 'projected'), (False, 'tokens')):
+        close(Teacher(dict(type='clip'), folder, projected=projected).tokens(reference['image']), reference[name])
+    folder, reference = FOLDERS / 'clip-vision', load_file(FOLDERS / 'clip-vision/expected.safetensors')
+    close(Teacher(dict(type='clip'), folder).tokens(reference['image']), reference['tokens'])
+    with pytest.raises(CheckpointError, match='projected=True, but .*clip-vision has no visual_projection, as a CLIPVisionModel: give the'):
+        Teacher(dict(type='clip'), folder, projected=True)
+    shutil.copytree(folder, tmp_path / 'other')
+    config = json.loads((folder / 'config.json').read_text())
+    (tmp_path / 'other/config.json').write_text(json.dumps(dict(config, layer_norm_eps=0.1)))
+    (tmp_path / 'other/preprocessor_config.json').write_text(json.dumps(dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)))
+    teacher = Teacher(dict(type='clip'), tmp_path / 'other')
+    assert (teacher.mean, teacher.std) == ((127.5,) * 3, (63.75,) * 3)
+    assert teacher.model.model.blocks[0].norm1.eps == teacher.model.model.norm.eps == 0.1
+    (tmp_path / 'other/config.json').unlink()
+    with pytest.raises(CheckpointError, match='is a CLIP without the config.json that tells its activation'):
+        Teacher(dict(type='clip'), tmp_path / 'other', projected=True)
+    folder, reference = FOLDERS / 'siglip', load_file(FOLDERS / 'siglip/expected.safetensors')
+    close(Teacher(None, folder).tokens(reference['image']), reference['tokens'])
+    with pytest.raises(CheckpointError, match="siglip holds no image tower of OpenAI's CLIP .*, nor Hugging Face's: .* Teacher.model=None"):
+        Teacher(dict(type='clip'), folder)
 
 
 # ---------------------------------------------------------------- what it sees
