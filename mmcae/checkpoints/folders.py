@@ -13,6 +13,7 @@ INDEXES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 PIECE = re.compile(r'-\d{5}-of-(\d{5})\.(safetensors|bin)$')
 VARIANT = re.compile(r'(?:model|pytorch_model|open_clip_model)(?:\.\w+)?\.(?:safetensors|bin)')  # such as model.fp16.safetensors
 CONFIG, PREPROCESSOR = 'config.json', 'preprocessor_config.json'
+PROCESSOR = 'processor_config.json'  # of images and texts, as version 5 of transformers writes it in the other's place
 
 
 def is_model_folder(path: Path) -> bool:
@@ -82,6 +83,8 @@ def config_of(source: Any) -> Mapping:
     config = dict(read_json(folder / CONFIG))
     if (folder / PREPROCESSOR).is_file():
         config['preprocessor'] = read_json(folder / PREPROCESSOR)
+    elif (folder / PROCESSOR).is_file() and isinstance(whole := read_json(folder / PROCESSOR).get('image_processor'), Mapping):
+        config['preprocessor'] = whole
     return config
 
 

@@ -67,10 +67,9 @@ def config_of_tower(config: Mapping, state: Mapping) -> dict:
         state: The tower's tensors.
     """
     clip = 'pre_layrnorm.weight' in state
-    whole = config.get('vision_config')
-    told = dict(whole) if isinstance(whole, Mapping) else dict(config)
-    told |= config.get('vision_config_dict') or {}  # early files of CLIP, where it has the last word
-    told['preprocessor'] = config.get('preprocessor')
+    parts = [config.get(name) for name in ('vision_config', 'vision_config_dict')]  # the latter in early files, where it has the last word
+    parts = [part for part in parts if isinstance(part, Mapping)] or [config]
+    told = {name: value for part in parts for name, value in part.items()} | dict(preprocessor=config.get('preprocessor'))
     unsaid = dict(num_attention_heads=12, image_size=224) if config else {}
     defaults = (CLIP_TOWER if clip else SIGLIP_TOWER) | unsaid
     if clip and not config:

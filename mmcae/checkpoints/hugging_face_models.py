@@ -154,7 +154,7 @@ def mlp_ratio(width: int, hidden: int, packed: bool) -> int:
 
 def activation_of(encoder) -> str:
     """Hugging Face's name of the MLPs' activation."""
-    mlp = encoder.blocks[0].mlp
+    mlp = getattr(encoder.blocks[0], 'mlp', None)
     gated = type(mlp).__name__ in ('SwiGLU', 'GluMlp')
     act = getattr(mlp, 'act', None)
     names = {'GELU': 'gelu', 'QuickGELU': 'quick_gelu', 'SiLU': 'silu', 'ReLU': 'relu', 'GELUTanh': 'gelu_pytorch_tanh'}

@@ -9,6 +9,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ..utils.errors import CheckpointError
+from .hugging_face_configs import ACTIVATIONS
+from .hugging_face_models import activation_of
 from .low_rank import PART, beside_updates
 from .spec import EncoderSpec, Origin, ViewSpec
 from .tables import grid_of_table
@@ -111,6 +113,8 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
         check_heads_agree(weights.origin, weights.config['num_attention_heads'], ours.num_heads, 'model.backbone')
     if theirs is not None:
         check_heads_agree(weights.origin, theirs.num_heads, ours.num_heads, 'model.backbone')
+    else:
+        check_activations_agree(weights, encoder)
     # The final norm is that of the tokens or that of their mean, whichever the model has.
     kept, other = ('norm.', 'fc_norm.') if ours.final_norm else ('fc_norm.', 'norm.')
     if not any(key.startswith(kept) for key in state):
@@ -180,6 +184,21 @@ def check_heads_agree(origin: str, theirs: int | None, ours: int, where: str):
         raise CheckpointError(
             f'{origin} was made for {theirs} attention heads, and the model has {ours}: set num_heads={theirs} in {where}'
         )
+
+
+def check_activations_agree(weights: Weights, encoder: nn.Module):
+    """Refuse weights that Hugging Face's config.json tells to be for another activation, as OpenAI's CLIP and that of others have.
+
+    Raises:
+        CheckpointError: They differ; the message names the model of timm.
+    """
+    told = ACTIVATIONS.get(weights.config.get('hidden_act'))
+    gated = weights.config.get('use_swiglu_ffn') or weights.config.get('use_gated_mlp')
+    if told is None or gated:
+        return
+    ours = ACTIVATIONS[activation_of(encoder)]
+    if ours != told:
+        raise CheckpointError(f'{weights.origin} was made for MLPs with {told}, and the model has {ours}.{own_model(weights, encoder)}')
 
 
 def load_strictly(

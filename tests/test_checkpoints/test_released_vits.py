@@ -227,6 +227,10 @@ def test_early_files_of_clip(tmp_path):
     (tmp_path / 'preprocessor_config.json').write_text(json.dumps(view))
     view = load_encoder(tmp_path).spec.view
     assert (view.mean, view.std, view.crop_pct, view.interpolation) == ((127.5,) * 3, (63.75,) * 3, 0.5, 'bicubic')
+    whole = dict(image_processor=json.loads((tmp_path / 'preprocessor_config.json').read_text()), processor_class='CLIPProcessor')
+    (tmp_path / 'preprocessor_config.json').unlink()
+    (tmp_path / 'processor_config.json').write_text(json.dumps(whole))  # as transformers 5 writes it
+    assert load_encoder(tmp_path).spec.view == view
     (tmp_path / 'config.json').write_text(json.dumps(dict(vision_config=sizes | dict(image_size=64))))
     with pytest.raises(CheckpointError, match='image_size=64, whose positions are 17, and the tensors have 5'):
         load_encoder(tmp_path)
@@ -248,6 +252,18 @@ def test_towers_without_their_config():
         torch.testing.assert_close(load_encoder(dict(state), **given).encode(expected['image']), expected['tokens'], rtol=1e-5, atol=1e-5)
     with pytest.raises(CheckpointError, match='does not tell the number of heads'):
         load_encoder(dict(state))
+
+
+def test_towers_of_another_activation():
+    """The tensors have the same shapes."""
+    settings = dict(num_heads=2, embed_dim=16, depth=2, mlp_ratio=2.0, img_size=32)
+    with pytest.raises(
+        CheckpointError, match="MLPs with quick_gelu, and the model has gelu. .*set model_name='vit_base_patch16_clip_quickgelu"
+    ):
+        load_encoder(FOLDERS / 'clip', model_name='vit_base_patch16_clip_224', **settings)
+    with pytest.raises(CheckpointError, match="MLPs with gelu_tanh, and the model has gelu. .*set .*act_layer='gelu_tanh'"):
+        load_encoder(FOLDERS / 'siglip', model_name='vit_base_patch16_siglip_224', **settings)
+    load_encoder(FOLDERS / 'siglip', model_name='vit_base_patch16_siglip_224', act_layer='gelu_tanh', **settings)
 
 
 def test_parts_that_no_tower_has():
