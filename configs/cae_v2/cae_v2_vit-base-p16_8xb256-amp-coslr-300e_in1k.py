@@ -13,7 +13,7 @@ _base_ = [
 
 # ---- often changed, here or by --cfg-options
 # data_root                                where the images are
-# model.target_generator.checkpoint         OpenAI's archive of CLIP
+# model.target_generator.checkpoint         OpenAI's archive of CLIP, or Hugging Face's folder
 batch_size = 256  # per GPU
 num_masked = 98  # of 196 patches
 default_hooks = dict(checkpoint=dict(interval=100, max_keep_ckpts=-1))

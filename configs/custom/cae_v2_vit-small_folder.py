@@ -3,8 +3,9 @@
     mmcae train custom/cae_v2_vit-small_folder data_root=FOLDER \
         teacher.checkpoint=/path/to/ViT-B-16.pt
 
-The teacher is OpenAI's CLIP; or a model of timm, such as DINOv2's or UNI's ViT, with teacher.model below; or any encoder of mmcae. Nothing
-is downloaded. docs/tokenizers.md lists them. What else you may want to change is as in cae_vit-small_folder.py, but:
+The teacher is CLIP, in OpenAI's archive or Hugging Face's folder; or a model of timm, such as DINOv2's or UNI's ViT, with teacher.model
+below; or any encoder of mmcae. Nothing is downloaded. docs/tokenizers.md lists them. What else you may want to change is as in
+cae_vit-small_folder.py, but:
 
     num_masked           a quarter of the patches for small encoders, a half for base and large
     supervise            leave out 'cls' for teachers without one

@@ -132,7 +132,8 @@ def load_vit(encoder: nn.Module, weights: Weights, allow_missing: Iterable[str] 
         theirs = theirs.replaced(img_size=size)
     own = weights.place.kind == 'mmcae'
     notes = []
-    if not weights.config and weights.described is None and weights.library == 'timm':
+    told = weights.config.get('preprocessor') or 'architecture' in weights.config
+    if not told and weights.described is None and weights.library in ('timm', 'huggingface'):
         notes.append(f'how its images were normalised is not told: mean {theirs.view.mean} and std {theirs.view.std} are taken')
     unused = len(weights.place.state) - len(state) if own else sum(key.startswith(HEADS) for key in weights.place.state)
     if weights.place.beside:

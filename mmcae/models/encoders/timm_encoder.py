@@ -54,7 +54,7 @@ class TimmEncoder(Encoder):
         model_name: As in `timm.list_models()`, such as 'vit_small_patch14_dinov2'.
         out_indices, out_type, frozen_stages, with_cp, lora: See :class:`.vit.CAEViT`; registers are left out of feature maps and means.
         init_cfg: `dict(type='Pretrained', checkpoint=PATH)` loads a file of timm's, Meta's (DINOv2, DINOv3), Hugging Face's (ViT, DINOv2,
-            DINOv3) or mmcae's layout strictly. Nothing is downloaded.
+            DINOv3, CLIP, SigLIP) or mmcae's layout strictly. Nothing is downloaded.
         **arguments: Of `timm.create_model`, such as `img_size`, `drop_path_rate`, `init_values`, `global_pool`. `dynamic_img_size` is True
             by default, so that images of other sizes are taken. Layers by their names in timm.layers, such as `mlp_layer='SwiGLUPacked'`,
             norms also as `norm_layer=dict(type='LayerNorm', eps=1e-12)`. All models know `final_norm`, those of timm.models.eva too.

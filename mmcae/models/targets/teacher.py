@@ -22,7 +22,7 @@ class Teacher(Target):
     another size, so that its grid is the encoder's grid.
 
     Args:
-        model: The teacher, see :func:`.frozen_encoders.build_teacher`: `dict(type='clip')` for OpenAI's CLIP, or
+        model: The teacher, see :func:`.frozen_encoders.build_teacher`: `dict(type='clip')` for CLIP, or
             `dict(type='timm', model_name=...)` with arguments of timm, or a backbone such as `dict(type='mmcae.CAEViT', arch='base')`.
             Leave it out for a checkpoint that describes its encoder.
         checkpoint: Local file of the weights; nothing is downloaded and nothing in it is run. None leaves the teacher random: for
