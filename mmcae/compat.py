@@ -13,6 +13,7 @@ import warnings
 from importlib import metadata
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from pathlib import Path
 from unittest import mock
 
 from .utils.errors import DependencyError
@@ -303,14 +304,16 @@ def import_mmpretrain():
 
 
 def spare_multimodal():
-    """Tell mmpretrain that it has no multimodal models, where transformers 5 is installed.
+    """Tell mmpretrain that it has no multimodal models, where a newer transformers is installed.
 
-    They ask it for functions that it has no longer, and nothing of mmpretrain could be imported. None of ours needs them.
+    They ask it for functions that it has no longer (4.57 has not, nor has 5), and nothing of mmpretrain could be imported. None of ours
+    needs them.
     """
-    try:
-        newer = _parse(metadata.version('transformers')).release >= (5,)
-    except metadata.PackageNotFoundError:
+    transformers = find_spec('transformers')
+    if transformers is None or not transformers.submodule_search_locations:
         return
+    home = Path(transformers.submodule_search_locations[0]) / 'modeling_utils.py'
+    newer = not home.is_file() or 'apply_chunking_to_forward' not in home.read_text(encoding='utf-8')
     if newer and find_spec('mmpretrain') and 'mmpretrain.models' not in sys.modules:
         importlib.import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
 

@@ -69,13 +69,15 @@ def test_mmpretrain_loads_without_mmdet_which_stays_available():
     assert code == 0, output
 
 
-def test_beside_a_transformers_that_mmpretrain_does_not_know(tmp_path):
-    """Version 5 lacks functions that mmpretrain's multimodal models take from it, and alone mmpretrain's models cannot be imported."""
+@pytest.mark.parametrize('version', ['4.57.6', '5.1.0'])
+def test_beside_a_transformers_that_mmpretrain_does_not_know(tmp_path, version):
+    """It lacks functions that mmpretrain's multimodal models take from it, and alone mmpretrain's models cannot be imported."""
     (tmp_path / 'transformers').mkdir()
     for name, content in {
         'transformers/__init__.py': '',
         'transformers/activations.py': 'ACT2FN = {}',
-        'transformers-5.1.0.dist-info/METADATA': 'Metadata-Version: 2.1\nName: transformers\nVersion: 5.1.0\n',
+        'transformers/modeling_utils.py': 'class PreTrainedModel: pass',
+        f'transformers-{version}.dist-info/METADATA': f'Metadata-Version: 2.1\nName: transformers\nVersion: {version}\n',
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
